@@ -1,0 +1,1 @@
+"""Benchmarks, in groups: core, wire, latency."""

@@ -1,0 +1,1 @@
+"""The control plane: membership, snapshot, and the pub/sub control channel."""

@@ -1,0 +1,1 @@
+"""Request intake: the load generator."""

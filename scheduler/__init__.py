@@ -1,0 +1,1 @@
+"""The scheduling core, and the shard process around it."""

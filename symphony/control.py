@@ -1,0 +1,281 @@
+"""Control messages: MessagePack maps with string keys, validated when they come in.
+
+They travel between every process and the broker's registry (DEALER ↔ ROUTER) and, as bodies of
+events, on the control channel. Each class is one message; ``type`` tells them apart. Unknown keys
+are refused, so that a misspelt field is an error and not a default.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgpack
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from symphony.wire import VERSION, Buffer, WireError
+
+Role = Literal["scheduler", "worker", "frontend", "ops"]
+Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/-]*$")]
+
+MAX_CONTROL_BYTES: Final = 16 * 1024 * 1024
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorSpec(_Message):
+    """One input or output as in the Open Inference Protocol, without the batch dimension.
+
+    ``dtype``: BOOL, UINT8…UINT64, INT8…INT64, FP16, FP32, FP64 or BYTES (text as UTF-8).
+    ``shape``: the item's dimensions; -1 stands for any length.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    dtype: str
+    shape: list[Annotated[int, Field(ge=-1)]] = []
+
+
+class ModelSpec(_Message):
+    """What everybody must know of a model. One name has one specification in the whole cluster.
+
+    ``profiles``: per GPU type the latency table in nanoseconds, entry i for a batch of i + 1;
+    it has ``max_batch`` entries.
+    """
+
+    name: Name
+    slo_ms: Annotated[float, Field(gt=0)]
+    max_batch: Annotated[int, Field(ge=1, le=4096)]
+    inputs: list[TensorSpec] = []
+    outputs: list[TensorSpec] = []
+    profiles: dict[str, list[int]] = {}
+
+
+class GpuInfo(_Message):
+    """One GPU of a worker. ``number`` orders GPUs in the whole cluster: the lowest idle one is taken."""
+
+    number: Annotated[int, Field(ge=0, lt=1 << 20)]
+    type: str
+    memory_mb: int = 0
+
+
+class Member(_Message):
+    """One process of the cluster, as the registry knows it and publishes it.
+
+    ``endpoints`` by link name: a scheduler binds ``submit`` and ``done``, a worker ``dispatch``, a
+    frontend ``fetch`` and ``reply``. ``incarnation`` differs between two runs of the same id.
+    ``shard`` is the scheduler that a worker belongs to. ``models``: for a scheduler its model
+    table (position = the index that SUBMIT messages use), for a worker the models that it holds.
+    ``state``: ``loading``, ``ready`` or ``draining``.
+    """
+
+    id: Name
+    role: Role
+    incarnation: Annotated[int, Field(ge=0, lt=1 << 63)]
+    endpoints: dict[str, str] = {}
+    host: str = ""
+    pid: int = 0
+    version: str = ""
+    slot: Annotated[int, Field(ge=0, le=0xFFFF)] | None = None
+    shard: str | None = None
+    gpus: list[GpuInfo] = []
+    models: list[str] = []
+    state: Literal["loading", "ready", "draining"] = "loading"
+    stats: dict[str, Any] = {}
+
+
+class Join(_Message):
+    """Become a member, or come back after the broker has lost its memory.
+
+    A frontend without ``member.slot`` is given one; with it, it asks to keep it. ``gpus_wanted``:
+    number so many GPUs for me, and add them to the record (types in ``gpu_type``).
+    """
+
+    type: Literal["join"] = "join"
+    v: Literal[1] = VERSION
+    member: Member
+    models: list[ModelSpec] = []
+    gpus_wanted: int = 0
+    gpu_type: str = ""
+
+
+class Joined(_Message):
+    type: Literal["joined"] = "joined"
+    v: Literal[1] = VERSION
+    member: Member
+    broker: int
+    heartbeat_ms: int
+    lease_ms: int
+    sequences: dict[str, int]
+
+
+class Refused(_Message):
+    """The request cannot be granted; ``reason`` is for a person. ``retry_ms``: ask again then."""
+
+    type: Literal["refused"] = "refused"
+    v: Literal[1] = VERSION
+    reason: str
+    retry_ms: int | None = None
+
+
+class Heartbeat(_Message):
+    """I am alive. ``stats`` replaces the record's, if given. Answered by :class:`Beat`."""
+
+    type: Literal["heartbeat"] = "heartbeat"
+    v: Literal[1] = VERSION
+    id: Name
+    incarnation: int
+    stats: dict[str, Any] | None = None
+
+
+class Beat(_Message):
+    """``known`` False: the broker has no such member (it restarted, or the lease ended): join again."""
+
+    type: Literal["beat"] = "beat"
+    v: Literal[1] = VERSION
+    known: bool
+    broker: int
+    sequences: dict[str, int]
+
+
+class Ping(_Message):
+    """Clock measurement; ``t`` comes back untouched."""
+
+    type: Literal["ping"] = "ping"
+    v: Literal[1] = VERSION
+    t: int
+
+
+class Pong(_Message):
+    """``now``: cluster time in ns when the ping was read."""
+
+    type: Literal["pong"] = "pong"
+    v: Literal[1] = VERSION
+    t: int
+    now: int
+
+
+class Update(_Message):
+    """Replace my record (same id and incarnation), and announce more models."""
+
+    type: Literal["update"] = "update"
+    v: Literal[1] = VERSION
+    member: Member
+    models: list[ModelSpec] = []
+
+
+class Leave(_Message):
+    type: Literal["leave"] = "leave"
+    v: Literal[1] = VERSION
+    id: Name
+    incarnation: int
+
+
+class Left(_Message):
+    type: Literal["left"] = "left"
+    v: Literal[1] = VERSION
+
+
+class AskSnapshot(_Message):
+    type: Literal["ask-snapshot"] = "ask-snapshot"
+    v: Literal[1] = VERSION
+
+
+class Snapshot(_Message):
+    """All that the registry knows, as of ``sequences`` (last number published per topic)."""
+
+    type: Literal["snapshot"] = "snapshot"
+    v: Literal[1] = VERSION
+    broker: int
+    sequences: dict[str, int]
+    members: list[Member]
+    models: list[ModelSpec]
+
+
+class MemberEvent(_Message):
+    """On topic ``member``. ``death``: the lease ended without a leave."""
+
+    type: Literal["member"] = "member"
+    v: Literal[1] = VERSION
+    event: Literal["join", "update", "leave", "death"]
+    member: Member
+
+
+class ModelEvent(_Message):
+    """On topic ``model``: a specification is new or has a new profile."""
+
+    type: Literal["model"] = "model"
+    v: Literal[1] = VERSION
+    model: ModelSpec
+
+
+Control = Annotated[
+    Join
+    | Joined
+    | Refused
+    | Heartbeat
+    | Beat
+    | Ping
+    | Pong
+    | Update
+    | Leave
+    | Left
+    | AskSnapshot
+    | Snapshot
+    | MemberEvent
+    | ModelEvent,
+    Field(discriminator="type"),
+]
+_ADAPTER: TypeAdapter[Control] = TypeAdapter(Control)
+
+
+def encode_control(message: _Message) -> bytes:
+    """One frame."""
+    packed: bytes = msgpack.packb(message.model_dump())
+    return packed
+
+
+def decode_control(frame: Buffer) -> Control:
+    """Raises :class:`WireError`: ``malformed``, ``oversized``, ``wrong-version``, or ``invalid`` and where."""
+    if len(frame) > MAX_CONTROL_BYTES:
+        raise WireError("oversized", f"{len(frame)} bytes")
+    try:
+        value = msgpack.unpackb(frame, raw=False)
+    except Exception as error:  # noqa: BLE001 - msgpack raises many types on hostile bytes
+        raise WireError("malformed", type(error).__name__) from None
+    if not isinstance(value, dict):
+        raise WireError("malformed", "not a map")
+    if value.get("v") != VERSION:
+        raise WireError("wrong-version", repr(value.get("v"))[:40])
+    try:
+        return _ADAPTER.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise WireError("invalid", f"{where}: {first['msg']}") from None
+
+
+class Stamp(_Message):
+    """Second frame of every message on the control channel: who stamped it, and the topic's number.
+
+    ``seq`` counts messages of that exact topic since the broker's start; a step of more than one is
+    a loss, a new ``broker`` a restart: take a snapshot.
+    """
+
+    broker: int
+    seq: int
+
+
+def encode_stamp(broker: int, seq: int) -> bytes:
+    """``[broker, seq]``, one frame."""
+    packed: bytes = msgpack.packb((broker, seq))
+    return packed
+
+
+def decode_stamp(frame: Buffer) -> Stamp:
+    """Raises :class:`WireError`."""
+    try:
+        broker, seq = msgpack.unpackb(frame)
+        return Stamp(broker=broker, seq=seq)
+    except Exception as error:  # noqa: BLE001 - msgpack raises many types on hostile bytes
+        raise WireError("malformed", type(error).__name__) from None

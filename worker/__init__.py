@@ -1,0 +1,1 @@
+"""Devices, model loading, batch execution, completion timings."""
