@@ -1,0 +1,133 @@
+"""The configuration file: defaults, precedence, and refusals that name the file and the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from symphony.config import ConfigError, load_config
+
+
+def _write(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_built_in_default() -> None:
+    config = load_config(None, {})
+    assert config.registry == "tcp://127.0.0.1:5550"
+    assert config.publish == "tcp://127.0.0.1:5551"
+    assert config.subscribe == "tcp://127.0.0.1:5552"
+    assert config.models == ["resnet50-emulated"]
+    assert [(w.id, w.device, w.gpus, w.shard, w.models) for w in config.workers] == [
+        ("worker-0", "emulated", 8, "shard-0", ["resnet50"])
+    ]
+    assert config.source is None
+
+
+def test_a_whole_file(tmp_path: Path) -> None:
+    config = load_config(
+        _write(
+            tmp_path,
+            """
+cluster: {name: demo, host: localhost}
+broker: {registry_port: 6000, heartbeat_ms: 100, lease_ms: 400}
+scheduler: {shards: 2, policy: eager, max_queue: 10}
+workers:
+  - {device: emulated, gpus: 8, shard: shard-1, models: [resnet50]}
+  - {id: real, device: cpu, models: [minilm], threads: 2}
+models: [resnet50-emulated, ./mine.yaml, {name: inline, slo_ms: 5}]
+""",
+        ),
+        {},
+    )
+    assert config.registry == "tcp://127.0.0.1:6000"
+    assert config.shard_ids == ["shard-0", "shard-1"]
+    assert [worker.id for worker in config.workers] == ["worker-0", "real"]
+    assert config.models == [
+        "resnet50-emulated",
+        str(tmp_path / "mine.yaml"),
+        {"name": "inline", "slo_ms": 5},
+    ]
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    config = load_config(_write(tmp_path, ""), {})
+    assert (config.workers, config.models, config.broker.lease_ms) == ([], [], 2000)
+
+
+def test_dump_reads_back(tmp_path: Path) -> None:
+    config = load_config(None, {})
+    again = load_config(_write(tmp_path, config.dump()), {})
+    assert again.model_copy(update={"source": None}) == config
+
+
+def test_environment_stands_above_the_file(tmp_path: Path) -> None:
+    file = _write(tmp_path, "broker: {registry_port: 6000, publish_port: 6001}")
+    environ = {"SYMPHONY_BROKER_REGISTRY_PORT": "7000", "SYMPHONY_PURE": "1", "PATH": "/bin"}
+    config = load_config(file, environ)
+    assert (config.broker.registry_port, config.broker.publish_port) == (7000, 6001)
+
+
+def test_ipv6_endpoint(tmp_path: Path) -> None:
+    assert load_config(_write(tmp_path, "cluster: {host: '::1'}"), {}).registry == "tcp://[::1]:5550"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "not YAML at line 1"),
+        ("- a", "expected a map with the keys cluster, broker, scheduler, workers, models"),
+        ("brokr: {}", "brokr: unknown key; did you mean broker?"),
+        ("broker: {registry_prt: 1}", "broker.registry_prt: unknown key; did you mean registry_port?"),
+        ("broker: {registry_port: abc}", "broker.registry_port: expected a valid integer, got 'abc'"),
+        ("broker: {registry_port: 70000}", "broker.registry_port: expected less than or equal to 65535"),
+        ("broker: {registry_port: '5550'}", "broker.registry_port: expected a valid integer, got '5550'"),
+        ("broker: 5", "broker: expected a map of keys, got 5"),
+        ("broker: {registry_port: 5551}", "must differ"),
+        ("broker: {lease_ms: 600}", "lease_ms (600) must be at least twice heartbeat_ms (500)"),
+        ("scheduler: {policy: greedy}", "scheduler.policy: expected 'deferred', 'eager'"),
+        ("workers: [{device: gpu}]", "workers.0.device: expected emulated, cpu or cuda:N, got 'gpu'"),
+        ("workers: [{device: cpu, gpus: 2}]", "device cpu is one device"),
+        ("workers: [{shard: shard-1}]", "belongs to 'shard-1', but scheduler.shards is 1"),
+        ("workers: [{id: a}, {id: a}]", "two workers have the id 'a'"),
+        ("workers: [{device: cpu, gpu: 2}]", "workers.0.gpu: unknown key; did you mean gpus?"),
+        ("models: [3]", "models.0: expected a zoo definition's name, a path or a definition, got 3"),
+        ("cluster: {host: 0.0.0.0}", "not a wildcard"),
+        ("cluster: {host: gpu-box}", "cluster.host: expected an IP address"),
+        ("cluster: {insecure: 1}", "cluster.insecure: expected a valid boolean, got 1"),
+        ("source: x", "source: unknown key"),
+    ],
+)
+def test_refusals(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(_write(tmp_path, text), {})
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(str(tmp_path / "cluster.yaml"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.yaml: there is no such configuration file"):
+        load_config(tmp_path / "gone.yaml", {})
+
+
+def test_binary_and_directory_are_no_configuration(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_config(tmp_path / "x.yaml", {})
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_config(tmp_path, {})
+
+
+@pytest.mark.parametrize(("value", "message"), [("x", "expected a valid integer"), ("[", "valid integer")])
+def test_a_wrong_variable_is_named(value: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"environment variable SYMPHONY_BROKER_LEASE_MS: .*{message}"):
+        load_config(None, {"SYMPHONY_BROKER_LEASE_MS": value})
+
+
+def test_an_unknown_variable_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"SYMPHONY_SCHEDULER_SHARD: unknown key; did you mean shards\?"):
+        load_config(None, {"SYMPHONY_SCHEDULER_SHARD": "2"})
