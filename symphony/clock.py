@@ -16,9 +16,12 @@ from collections import deque
 from typing import Final
 
 WINDOW: Final = 32
-"""Samples kept; at four every two seconds they span a quarter of a minute."""
+"""Samples kept; at two every two seconds they span half a minute."""
 DRIFT_PPM: Final = 50
 """Assumed worst drift between two monotonic clocks, in parts per million."""
+PINGS_FIRST: Final = 8
+PINGS_LATER: Final = 2
+PING_EVERY_NS: Final = 2_000_000_000
 UNKNOWN_NS: Final = 1_000_000_000
 """Uncertainty that is reported before the first sample."""
 
@@ -36,19 +39,19 @@ class ClusterClock:
     def __init__(self) -> None:
         self._offset = time.time_ns() - time.monotonic_ns()
         self._samples: deque[tuple[int, int, int]] = deque(maxlen=WINDOW)  # half round trip, offset, when
-        self._best: tuple[int, int, int] | None = None
+        self._uncertainty: int | None = None
 
     @classmethod
     def origin(cls) -> ClusterClock:
         """The broker's own clock: by definition exact."""
         clock = cls()
-        clock._best = (0, clock._offset, time.monotonic_ns())
+        clock._uncertainty = 0
         return clock
 
     @property
     def synced(self) -> bool:
         """Whether at least one sample of the present broker has been taken."""
-        return self._best is not None
+        return self._uncertainty is not None
 
     @property
     def offset_ns(self) -> int:
@@ -57,9 +60,9 @@ class ClusterClock:
 
     @property
     def uncertainty_ns(self) -> int:
-        """How far :meth:`now` may be off: half the round trip of the sample in use."""
-        best = self._best
-        return UNKNOWN_NS if best is None else best[0]
+        """How far :meth:`now` may be off: half the round trip of the sample in use, and drift since."""
+        uncertainty = self._uncertainty
+        return UNKNOWN_NS if uncertainty is None else uncertainty
 
     def now(self) -> int:
         """Cluster time in nanoseconds."""
@@ -85,11 +88,46 @@ class ClusterClock:
         if half < 0:
             return
         self._samples.append((half, cluster_now - (sent_mono + half), received_mono))
-        best = min(self._samples, key=lambda s: s[0] + (received_mono - s[2]) * DRIFT_PPM // 1_000_000)
-        self._best = best
-        self._offset = best[1]
+        self._uncertainty, self._offset = min(
+            (half + (received_mono - when) * DRIFT_PPM // 1_000_000, offset)
+            for half, offset, when in self._samples
+        )
 
     def restart(self) -> None:
         """Forget the samples: another broker, another cluster time. The offset stays until the next one."""
         self._samples.clear()
-        self._best = None
+        self._uncertainty = None
+
+
+class PingPong:
+    """When to ping the broker, and which answers count: a burst at first, then a few every so often.
+
+    One ping is on its way at a time, so that none waits behind another. No I/O: the owner sends.
+    """
+
+    def __init__(self, clock: ClusterClock, now: int) -> None:
+        self._clock = clock
+        self._left = PINGS_FIRST
+        self._outstanding: int | None = None
+        self.next_at = now
+        """Monotonic ns at which a ping is due."""
+
+    def sent(self, sent_at: int, retry_at: int) -> None:
+        """A ping left at ``sent_at``; without an answer another one is due at ``retry_at``."""
+        self._outstanding, self.next_at = sent_at, retry_at
+
+    def pong(self, sent_at: int, cluster_now: int, received: int) -> None:
+        """An answer was read at ``received``; one to another ping than the last is ignored."""
+        if sent_at != self._outstanding:
+            return
+        self._clock.sample(sent_at, cluster_now, received)
+        self._outstanding = None
+        self._left -= 1
+        self.next_at = received
+        if self._left <= 0:
+            self.next_at, self._left = received + PING_EVERY_NS, PINGS_LATER
+
+    def restart(self, now: int) -> None:
+        """Another broker answers: measure anew."""
+        self._clock.restart()
+        self._left, self._outstanding, self.next_at = PINGS_FIRST, None, now

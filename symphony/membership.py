@@ -22,12 +22,12 @@ import zmq
 
 from symphony import control
 from symphony._version import __version__
-from symphony.bus import Bus, BusError, Sock, drain, send, subscribe
-from symphony.clock import ClusterClock
-from symphony.control import Member, ModelSpec, Role, Snapshot
+from symphony.bus import Bus, Sock, drain, send, subscribe
+from symphony.clock import ClusterClock, PingPong
+from symphony.control import Member, ModelSpec, Role
 from symphony.faults import Faults
 from symphony.replica import TOPICS, Change, MemberChanged, ModelChanged, Replica, same_record
-from symphony.status import Unavailable
+from symphony.snapshot import fetch_snapshot
 from symphony.wire import WireError
 
 __all__ = [
@@ -51,9 +51,6 @@ RETRY_NS: Final = 50 * _MS
 """Pause before a message is tried again that could not be sent, because no broker is connected."""
 ANSWER_NS: Final = 1_000 * _MS
 """How long an answer may take before the question is asked again."""
-PING_EVERY_NS: Final = 2_000 * _MS
-PINGS_FIRST: Final = 8
-PINGS_LATER: Final = 4
 
 
 @dataclass(slots=True, frozen=True)
@@ -166,9 +163,7 @@ class Membership:
         self._join_sent = False
         self._heartbeat_at = self._now
         self._snapshot_at = self._now
-        self._ping_at = self._now
-        self._pings_left = PINGS_FIRST
-        self._ping_sent: int | None = None
+        self._pings = PingPong(clock, self._now)
 
     @property
     def sockets(self) -> list[Sock]:
@@ -204,7 +199,7 @@ class Membership:
         """Monotonic ns at which :meth:`step` wants to be called even if nothing comes in."""
         if self._leaving:
             return self._now + ANSWER_NS
-        moments = [self._ping_at, self._join_at if not self._registered else self._heartbeat_at]
+        moments = [self._pings.next_at, self._join_at if not self._registered else self._heartbeat_at]
         if self._registered:
             replica = self._replica.next_wakeup() if self.synced else self._now
             moments.append(None if replica is None else max(replica, self._snapshot_at))
@@ -270,7 +265,7 @@ class Membership:
         self._heard = self._now
         match message:
             case control.Pong():
-                self._on_pong(message, received)
+                self._pings.pong(message.t, message.now, received)
             case control.Joined():
                 self._on_joined(message, events)
             case control.Beat():
@@ -278,6 +273,7 @@ class Membership:
             case control.Snapshot():
                 self._saw_broker(message.broker)
                 events += self._others(self._replica.saw_snapshot(self._now, message))
+                self._snapshot_at = self._now + RETRY_NS
                 # The subscription may have come later than the snapshot: a beat soon tells.
                 self._heartbeat_at = min(self._heartbeat_at, self._now + RETRY_NS)
             case control.Refused():
@@ -291,20 +287,7 @@ class Membership:
         before = self._replica.broker
         if self._replica.saw_broker(self._now, broker) and before is not None:
             _log.info("the broker has restarted; announcing this process again")
-            self.clock.restart()
-            self._ping_sent = None
-            self._ping_at, self._pings_left = self._now, PINGS_FIRST
-
-    def _on_pong(self, pong: control.Pong, received: int) -> None:
-        if pong.t != self._ping_sent:
-            return
-        self.clock.sample(pong.t, pong.now, received)
-        self._ping_sent = None
-        self._pings_left -= 1
-        if self._pings_left > 0:
-            self._ping_at = self._now
-        else:
-            self._ping_at, self._pings_left = self._now + PING_EVERY_NS, PINGS_LATER
+            self._pings.restart(self._now)
 
     def _on_joined(self, joined: control.Joined, events: list[Event]) -> None:
         self._saw_broker(joined.broker)
@@ -378,10 +361,10 @@ class Membership:
 
     def _send_due(self) -> None:
         now = self._now
-        if now >= self._ping_at:
-            self._ping_sent = time.monotonic_ns()
-            sent = self._send(control.Ping(t=self._ping_sent))
-            self._ping_at = now + (ANSWER_NS if sent else RETRY_NS)
+        if now >= self._pings.next_at:
+            sent_at = time.monotonic_ns()
+            sent = self._send(control.Ping(t=sent_at))
+            self._pings.sent(sent_at, now + (ANSWER_NS if sent else RETRY_NS))
         if not self._registered:
             if self._join_at is not None and now >= self._join_at:
                 self._join_sent = self._send(
@@ -405,37 +388,14 @@ class Membership:
         if not self._send(beat):
             return False
         self._stats = None
+        # An update may have been lost with a connection: repeat it until it has been published.
         published = self.members.get(self.me.id)
-        if published is not None and not same_record(published, self.me) and self.synced:
-            self._send_update()
+        if self.synced and published is not None:
+            missing = any(model.name not in self.models for model in self._announced)
+            if missing or not same_record(published, self.me):
+                self._send_update()
         return True
 
     def _send_update(self) -> None:
         if not self._update_refused:
             self._send(control.Update(member=self.me, models=self._announced))
-
-
-def fetch_snapshot(registry_endpoint: str, timeout_s: float = 2.0) -> Snapshot:
-    """Ask a broker once for all that it knows.
-
-    Raises:
-        Unavailable: nobody answered within ``timeout_s`` seconds, or not as a broker does.
-        BusError: the endpoint is malformed.
-    """
-    with Bus() as bus:
-        sock = bus.connect(zmq.DEALER, registry_endpoint)
-        if not send(sock, control.encode_control(control.AskSnapshot())):
-            raise BusError(f"cannot send to {registry_endpoint}")
-        if not sock.poll(int(timeout_s * 1_000)):
-            raise Unavailable(
-                f"no broker answered at {registry_endpoint} within {timeout_s:g} s: "
-                "is the cluster running (symphony up), and is this the registry's address?"
-            )
-        frames = sock.recv_multipart()
-        try:
-            answer = control.decode_control(frames[0])
-        except WireError as error:
-            raise Unavailable(f"what answers at {registry_endpoint} is no broker of this version: {error}") from None
-        if not isinstance(answer, Snapshot):
-            raise Unavailable(f"the broker at {registry_endpoint} answered {answer.type!r} instead of a snapshot")
-        return answer
