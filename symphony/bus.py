@@ -75,8 +75,24 @@ class Bus:
         self._sockets.add(sock)
         return sock
 
-    def bind(self, kind: int, endpoint: str, *, hwm: int = HWM) -> tuple[Sock, str]:
+    def bind(
+        self,
+        kind: int,
+        endpoint: str,
+        *,
+        hwm: int = HWM,
+        max_message: int = MAX_MESSAGE,
+        lossy: bool = False,
+    ) -> tuple[Sock, str]:
         """A bound socket and the endpoint that peers connect to (with the port that was chosen).
+
+        Args:
+            kind: ``zmq.ROUTER``, ``zmq.PULL`` …
+            endpoint: ``tcp://address:port``; port 0 stands for any free one.
+            hwm: messages that each peer's pipe holds.
+            max_message: bytes of one frame; a peer that announces more is disconnected.
+            lossy: on a publisher, a subscriber that does not read loses its own messages, where
+                otherwise one full pipe stops :func:`send` for everybody.
 
         Raises:
             BusError: the port is in use, the endpoint malformed, or other machines could reach it
@@ -88,6 +104,9 @@ class Bus:
                 "authenticate them; bind 127.0.0.1, or say --insecure on a network that you trust"
             )
         sock = self._make(kind, hwm)
+        sock.setsockopt(zmq.MAXMSGSIZE, max_message)
+        if lossy:
+            sock.setsockopt(zmq.XPUB_NODROP, 0)
         try:
             sock.bind(endpoint)
         except zmq.ZMQError as error:
