@@ -248,7 +248,8 @@ def decode_control(frame: Buffer) -> Control:
     if value.get("v") != VERSION:
         raise WireError("wrong-version", repr(value.get("v"))[:40])
     try:
-        return _ADAPTER.validate_python(value)
+        # Strict: no numbers in strings, which could be too large to be sent back.
+        return _ADAPTER.validate_python(value, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
