@@ -19,6 +19,7 @@ import click
 
 from symphony._version import __version__
 from symphony.status import SymphonyError
+from symphony.supervisor import die_with_parent
 
 COMMANDS: Final[dict[str, str]] = {
     "up": "Start a whole cluster on this machine and keep it running.",
@@ -105,6 +106,7 @@ def cli(log_level: str) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit: 0 success, 1 an error that was explained, 2 misuse."""
+    die_with_parent()
     try:
         code: Any = cli.main(args=args, prog_name="symphony", standalone_mode=False)
     except click.ClickException as error:
