@@ -236,7 +236,7 @@ def encode_control(message: _Message) -> bytes:
 
 
 def decode_control(frame: Buffer) -> Control:
-    """Raises :class:`WireError`: ``malformed``, ``oversized``, ``wrong-version``, or ``invalid`` and where."""
+    """Raises :class:`WireError`: ``malformed``, ``oversized``, ``wrong-version``, ``invalid`` and where."""
     if len(frame) > MAX_CONTROL_BYTES:
         raise WireError("oversized", f"{len(frame)} bytes")
     try:
