@@ -21,18 +21,18 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests import `helpers`
 SETTLE_S = 2.0
 """Threads and processes that were told to stop may need a moment to be gone."""
 
-_contexts: weakref.WeakSet[zmq.Context[zmq.Socket[bytes]]] = weakref.WeakSet()
+_contexts: weakref.WeakSet[zmq.Context[Any]] = weakref.WeakSet()
 
 
-class _TrackedContext(zmq.Context):  # type: ignore[type-arg]
-    """Remembers every context, so that one that was never closed can be named."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _contexts.add(self)
+_make_context = zmq.Context.__init__
 
 
-zmq.Context = _TrackedContext  # type: ignore[misc]
+def _make_tracked_context(self: zmq.Context[Any], *args: Any, **kwargs: Any) -> None:
+    _make_context(self, *args, **kwargs)
+    _contexts.add(self)
+
+
+zmq.Context.__init__ = _make_tracked_context  # type: ignore[method-assign]
 
 
 def _open_contexts() -> set[int]:
