@@ -143,17 +143,42 @@ class Bus:
         Raises:
             BusError: the endpoint is malformed.
         """
+        sock = self._unconnected(kind, hwm, identity, live_only)
+        self._connect(sock, endpoint)
+        return sock
+
+    def connect_watched(self, kind: int, endpoint: str, *, hwm: int = HWM) -> tuple[Sock, Sock]:
+        """A socket that queues nothing while it is not connected, and its monitor.
+
+        The monitor listens before the socket connects, so it tells of the first connection, too.
+        Whoever asked for it closes it, after the socket was dropped.
+
+        Raises:
+            BusError: the endpoint is malformed.
+        """
+        sock = self._unconnected(kind, hwm, None, True)
+        monitor = self.monitor(sock)
+        try:
+            self._connect(sock, endpoint)
+        except BusError:
+            monitor.close()
+            raise
+        return sock, monitor
+
+    def _unconnected(self, kind: int, hwm: int, identity: bytes | None, live_only: bool) -> Sock:
         sock = self._make(kind, hwm)
         if identity is not None:
             sock.setsockopt(zmq.IDENTITY, identity)
         if live_only:
             sock.setsockopt(zmq.IMMEDIATE, 1)
+        return sock
+
+    def _connect(self, sock: Sock, endpoint: str) -> None:
         try:
             sock.connect(endpoint)
         except zmq.ZMQError as error:
             self.drop(sock)
             raise BusError(f"cannot connect to {endpoint!r}: {error.strerror}") from None
-        return sock
 
     def monitor(self, sock: Sock) -> Sock:
         """A PAIR socket that tells of ``sock``'s connections; read it with :func:`link_events`."""

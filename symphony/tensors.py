@@ -44,6 +44,7 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
 
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 _LENGTH: Final = struct.Struct("<I")
+_MOST_ELEMENTS: Final = 1 << 40
 
 
 class Encoded(NamedTuple):
@@ -147,9 +148,12 @@ class Rows:
         self._frame = memoryview(frame)
         self._array: Array | None = None
         self._spans: list[tuple[int, int]] = []
-        count = rows
+        count, extent = rows, 1
         for dimension in self.shape:
             count *= dimension
+            extent *= max(1, dimension)
+        if count < 0 or extent >= _MOST_ELEMENTS:
+            raise InvalidRequest(f"shape {list(self.shape)} is out of range")
         if dtype == BYTES:
             self._spans = _spans(self._frame, count)
             return
