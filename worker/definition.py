@@ -1,0 +1,208 @@
+"""Model definition files: what a model is called, promises, takes and gives, and how it is loaded.
+
+A definition is a YAML map::
+
+    name: crepe-tiny            # what requests call it
+    slo_ms: 100                 # a request's deadline unless it brings its own, ms from its arrival
+    max_batch: 32
+    loader: my.module:function  # called as function(device, **options) → torch.nn.Module; or `emulated`
+    options: {capacity: tiny}   # keyword arguments of the loader
+    precision: float32          # or float16, bfloat16
+    inputs:  [{name: audio, dtype: FP32, shape: [1024]}]      # one request's, no batch dimension
+    outputs: [{name: pitch_hz, dtype: FP32, shape: []}]
+    samples: my.module:sample   # function(numpy.random.Generator) → one request's inputs, to profile with
+    profile: {alpha_ms: 1.1, beta_ms: 5.2}   # or {points: {1: 6.3, 32: 41}} in ms, or {file: l.json}
+
+An emulated model needs a profile and has no code; its inputs and outputs, if any, are documentation:
+it fetches nothing and returns no tensors. A real model without a profile is measured at start-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from symphony.control import ModelSpec, Name, TensorSpec
+from symphony.profile import Profile, ProfileError
+from symphony.status import SymphonyError
+from symphony.tensors import BYTES, DTYPES
+from worker import zoo
+
+EMULATED: Final = "emulated"
+
+_Reference = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+_Ms = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class DefinitionError(SymphonyError, ValueError):
+    """A definition that cannot be used; the message names file, key and what was expected."""
+
+
+class ProfileSource(BaseModel):
+    """Where a latency profile comes from: a line, points in between which it is interpolated, or a file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    alpha_ms: _Ms | None = None
+    beta_ms: _Ms | None = None
+    points: dict[int, float] | None = None
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> ProfileSource:
+        line = self.alpha_ms is not None or self.beta_ms is not None
+        if line + (self.points is not None) + (self.file is not None) != 1:
+            raise ValueError("expected {alpha_ms, beta_ms}, or {points: {1: ms, …}}, or {file: path}")
+        if line and (self.alpha_ms is None or self.beta_ms is None):
+            raise ValueError("alpha_ms and beta_ms are needed both")
+        return self
+
+    def resolve(self, max_batch: int, base: Path) -> Profile:
+        """The table l(1…max_batch). Raises ProfileError."""
+        if self.file is not None:
+            profile = Profile.load(base / self.file)
+            if profile.max_batch < max_batch:
+                raise ProfileError(
+                    f"{base / self.file} ends at batch {profile.max_batch}, max_batch is {max_batch}"
+                )
+            return Profile(profile.latency_ns[:max_batch])
+        if self.points is not None:
+            return Profile.points(self.points, max_batch)
+        assert self.alpha_ms is not None
+        assert self.beta_ms is not None
+        return Profile.linear(self.alpha_ms, self.beta_ms, max_batch)
+
+
+class Definition(BaseModel):
+    """One model, as its definition file says. ``base``: the folder that relative paths start from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    name: Name
+    slo_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    max_batch: Annotated[int, Field(ge=1, le=4096)]
+    loader: Literal["emulated"] | _Reference
+    options: dict[str, Any] = {}
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    inputs: list[TensorSpec] = []
+    outputs: list[TensorSpec] = []
+    samples: _Reference | None = None
+    profile: ProfileSource | None = None
+    base: Path = Field(default=Path("."), exclude=True)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Definition:
+        for side, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
+            names = [spec.name for spec in specs]
+            if len(set(names)) != len(names):
+                raise ValueError(f"{side}: two tensors of the same name")
+            for spec in specs:
+                if spec.dtype != BYTES and spec.dtype not in DTYPES:
+                    known = ", ".join((*DTYPES, BYTES))
+                    raise ValueError(
+                        f"{side}: {spec.name!r} has dtype {spec.dtype!r}; expected one of {known}"
+                    )
+        if self.emulated and self.profile is None:
+            raise ValueError("an emulated model needs a profile: it has nothing else to keep its time by")
+        if not self.emulated and not (self.inputs and self.outputs):
+            raise ValueError("a model with a loader needs inputs and outputs")
+        return self
+
+    @property
+    def emulated(self) -> bool:
+        """Whether only an emulated device can hold it."""
+        return self.loader == EMULATED
+
+    def given_profile(self) -> Profile | None:
+        """The profile that the definition gives, or None where it gives none.
+
+        Raises:
+            DefinitionError: holes, zeros, a falling latency, or a file that cannot be read.
+        """
+        if self.profile is None:
+            return None
+        try:
+            return self.profile.resolve(self.max_batch, self.base)
+        except (ProfileError, OSError) as error:
+            raise DefinitionError(f"model {self.name!r}: profile: {error}") from None
+
+    def spec(self, profiles: Mapping[str, Profile]) -> ModelSpec:
+        """What the catalogue says of the model; ``profiles`` by GPU type."""
+        return ModelSpec(
+            name=self.name,
+            slo_ms=self.slo_ms,
+            max_batch=self.max_batch,
+            inputs=self.inputs,
+            outputs=self.outputs,
+            profiles={gpu: list(profile.latency_ns) for gpu, profile in profiles.items()},
+        )
+
+
+def load_definition(source: str | Path | Mapping[str, Any], base: Path | None = None) -> Definition:
+    """A definition from the zoo by name, from a file, or from a map.
+
+    Args:
+        source: the name of a zoo entry, the path of a YAML file, or the map itself.
+        base: the folder that relative paths start from; by default the file's own, or the current one.
+
+    Raises:
+        DefinitionError: it cannot be found, read or understood, or its profile is no profile.
+    """
+    base = base or Path(".")
+    if isinstance(source, Mapping):
+        return _validate(dict(source), f"definition of {source.get('name', 'a model')!r}", base)
+    if str(source) in zoo.names():
+        file = zoo.path(str(source))
+    else:
+        file = base / source
+        if not file.is_file():
+            raise DefinitionError(
+                f"no model definition {str(source)!r}: neither a file nor one of the zoo's "
+                f"({', '.join(zoo.names())})"
+            )
+    try:
+        value = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DefinitionError(f"{file}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise DefinitionError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise DefinitionError(f"{file}: expected a map with name, slo_ms, max_batch, loader …")
+    return _validate(value, str(file), file.parent)
+
+
+def _validate(value: dict[str, Any], origin: str, base: Path) -> Definition:
+    if "base" in value:
+        raise DefinitionError(f"{origin}: base: unknown key")
+    try:
+        definition = Definition(**value, base=base)
+    except ValidationError as error:
+        raise DefinitionError(f"{origin}: {'; '.join(_explain(error))}") from None
+    except TypeError:
+        raise DefinitionError(f"{origin}: expected keys that are words") from None
+    try:
+        definition.given_profile()
+    except DefinitionError as error:
+        raise DefinitionError(f"{origin}: {error}") from None
+    return definition
+
+
+def _explain(error: ValidationError) -> list[str]:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            text = "unknown key"
+        elif problem["loc"][:1] in (("loader",), ("samples",)) and problem["type"] != "missing":
+            allowed = "'emulated' or 'module:function'" if where.startswith("loader") else "'module:function'"
+            where, text = str(problem["loc"][0]), f"expected {allowed}, found {problem['input']!r}"
+        else:
+            text = problem["msg"].removeprefix("Value error, ")
+        line = f"{where}: {text}" if where else text
+        if line not in lines:
+            lines.append(line)
+    return lines
