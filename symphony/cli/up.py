@@ -19,7 +19,6 @@ from symphony.bus import Bus
 from symphony.clock import ClusterClock
 from symphony.config import Config, load_config
 from symphony.membership import Membership, describe
-from symphony.status import SymphonyError
 from symphony.supervisor import ChildEvent, Died, GaveUp, Started, Supervisor, SupervisorError
 from symphony.waiter import Waiter
 
@@ -67,18 +66,11 @@ def command(path: Path | None, port: int | None, policy: str | None) -> None:
 
 
 def _check_models(config: Config) -> None:
-    """Refuse what every worker would refuse, before anything is started."""
-    from worker.definition import load_definition
+    """Refuse definitions that the workers would refuse, before anything is started."""
+    from symphony.cli.worker import chosen
 
-    base = None if config.source is None else config.source.parent
-    names = {load_definition(model, base).name for model in config.models}
     for worker in config.workers:
-        for model in worker.models:
-            if model not in names:
-                known = ", ".join(sorted(names)) or "none"
-                raise SymphonyError(
-                    f"worker {worker.id}: no definition in `models` has the name {model!r}; there is: {known}"
-                )
+        chosen(config, worker, [])
 
 
 class Up:
