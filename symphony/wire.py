@@ -176,7 +176,7 @@ def kind_of(frame: Buffer) -> int:
     Raises:
         WireError: ``malformed`` if the frame cannot start a hot message.
     """
-    if len(frame) < 3 or not (0x90 <= frame[0] <= 0x9F or frame[0] == 0xDC):
+    if len(frame) < 4 or not (0x90 <= frame[0] <= 0x9F or frame[0] == 0xDC):
         raise WireError("malformed", "not an array")
     return int(frame[1] if frame[0] != 0xDC else frame[3])
 
