@@ -1,0 +1,139 @@
+"""How many requests per second one core schedules, without any network.
+
+The core is driven in virtual time: every tick brings a column of Poisson arrivals over all models
+and the completions that are due, as the shard's loop would; only the time inside the core counts
+(its calls, and reading its actions). The load is given as a share of the fluid ideal.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from scheduler.core.machine import Core
+
+ALPHA_MS = 1.082
+BETA_MS = 5.204
+"""ResNet-50 in the Symphony paper's own scheduler benchmark: l(b) = 1.082 b + 5.204 ms."""
+
+
+@dataclass(slots=True)
+class CoreResult:
+    """One run of one flavour of the core."""
+
+    models: int
+    gpus: int
+    load: float
+    requests: int
+    core_s: float
+    requests_per_s: float
+    ns_per_request: float
+    mean_batch: float
+    bad_share: float
+    ns_by_phase: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as JSON knows them."""
+        return asdict(self)
+
+
+def fluid_batch(slo_ms: float, gpus_per_model: float, max_batch: int) -> int:
+    """Largest b with l(b)·(1 + 1/n) ≤ SLO for n GPUs per model; below one GPU, shared in turn."""
+    best = 1
+    for b in range(1, max_batch + 1):
+        length = ALPHA_MS * b + BETA_MS
+        if length + length / gpus_per_model <= slo_ms:
+            best = b
+    return best
+
+
+def run_core(
+    core: type[Core],
+    models: int,
+    gpus: int,
+    load: float,
+    requests: int,
+    slo_ms: float = 100.0,
+    max_batch: int = 128,
+    tick_us: int = 50,
+    policy: str = "deferred",
+    seed: int = 1,
+) -> CoreResult:
+    """Schedule about ``requests`` requests and measure the time spent in the core."""
+    batch = fluid_batch(slo_ms, gpus / models, max_batch)
+    rate = load * gpus * batch / (ALPHA_MS * batch + BETA_MS) * 1e3
+    tick = tick_us * 1000
+    slo = int(slo_ms * 1e6)
+    machine = core(policy, margin_ns=2 * tick)
+    table = [int((ALPHA_MS * b + BETA_MS) * 1e6) for b in range(1, max_batch + 1)]
+    for m in range(models):
+        machine.add_model(m, slo, max_batch)
+        machine.set_profile(0, m, 0, table)
+    for g in range(gpus):
+        machine.add_gpu(0, g)
+    rng = np.random.default_rng(seed)
+    warm = int(1.5 * slo / tick)
+    ticks = warm + max(1, int(requests / (rate * tick / 1e9)))
+    counts = rng.poisson(rate * tick / 1e9, ticks)
+    due: dict[int, list[np.ndarray[Any, Any]]] = {}
+    key = 1
+    phases = {"submit": 0, "complete": 0, "actions": 0}
+    measured = batches = bad = scheduled = 0
+    clock = time.perf_counter_ns
+    for number in range(ticks):
+        now = (number + 1) * tick
+        n = int(counts[number])
+        arrived = now - rng.integers(0, tick, n)
+        arrived.sort()
+        model = rng.integers(0, models, n, dtype=np.uint32)
+        keys = np.arange(key, key + n, dtype=np.uint64)
+        key += n
+        back = due.pop(number, None)
+        t0 = clock()
+        if back is not None:
+            gpu, done, finished = (np.concatenate(c) for c in zip(*back, strict=True))
+            t0 = clock()
+            machine.complete(now, gpu, done, finished)
+        t1 = clock()
+        machine.submit(now, model, arrived + slo, keys)
+        t2 = clock()
+        out = machine.actions.dispatches()
+        sizes = np.frombuffer(out.size, np.int64)
+        to = np.frombuffer(out.gpu, np.int64).astype(np.uint32)
+        ids = np.frombuffer(out.batch, np.int64).astype(np.uint64)
+        ends = np.frombuffer(out.finish_at, np.int64).copy()
+        dropped = machine.actions.dropped
+        t3 = clock()
+        late = int((np.repeat(ends, sizes) > np.frombuffer(out.deadline, np.int64)).sum())
+        if number >= warm:
+            measured += n
+            bad += dropped + late
+            batches += len(sizes)
+            scheduled += int(sizes.sum())
+            phases["complete"] += t1 - t0
+            phases["submit"] += t2 - t1
+            phases["actions"] += t3 - t2
+        del out
+        machine.clear_actions()
+        when = np.maximum(-(-ends // tick) - 1, number + 1)
+        order = np.argsort(when, kind="stable")
+        edges = np.flatnonzero(np.diff(when[order])) + 1
+        for part in np.split(order, edges):
+            if part.size:
+                due.setdefault(int(when[part[0]]), []).append((to[part], ids[part], ends[part]))
+    spent = sum(phases.values())
+    return CoreResult(
+        models=models,
+        gpus=gpus,
+        load=load,
+        requests=measured,
+        core_s=spent / 1e9,
+        requests_per_s=measured / (spent / 1e9),
+        ns_per_request=spent / measured,
+        mean_batch=scheduled / max(1, batches),
+        bad_share=bad / measured,
+        ns_by_phase={name: ns / measured for name, ns in phases.items()},
+    )

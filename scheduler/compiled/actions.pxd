@@ -1,0 +1,24 @@
+
+cdef class Actions:
+    cdef public long long dispatched
+    cdef public long long requests
+    cdef public long long dropped
+    cdef public long long[::1] model
+    cdef public long long[::1] gpu
+    cdef public long long[::1] size
+    cdef public long long[::1] batch
+    cdef public long long[::1] exec_at
+    cdef public long long[::1] finish_at
+    cdef public unsigned long long[::1] key
+    cdef public long long[::1] deadline
+    cdef public unsigned long long[::1] drop_key
+    cdef public long long[::1] drop_model
+    cdef public long long[::1] drop_deadline
+    cdef public long long[::1] drop_reason
+
+    cpdef void clear(self) noexcept
+    cpdef long long open_batch(self, long long model, long long gpu, long long size, long long batch, long long exec_at, long long finish_at) except -1
+    cpdef void drop(self, unsigned long long key, long long model, long long deadline, long long reason) except *
+    cdef _grow_batches(self)
+    cdef _grow_requests(self, long long needed)
+    cdef _grow_drops(self)

@@ -1,0 +1,46 @@
+cimport cython
+from scheduler.compiled.gpus cimport Gpus
+from scheduler.compiled.heap cimport Heap
+from scheduler.compiled.meter cimport Meter
+from scheduler.compiled.models cimport Models
+from scheduler.compiled.queues cimport Queues
+from scheduler.compiled.window cimport Window
+
+cdef long long PRIORITIES
+cdef long long LAST_TIME
+cdef long long NEVER
+cdef long long MOST_GPUS
+cdef long long MOST_MODELS
+cdef long long LARGEST_BATCH
+cdef long long TYPES
+cdef long long ABSENT
+cdef long long SAMPLE_NS
+cdef long long FULL
+cdef long long UNKNOWN
+cdef long long OUT_OF_RANGE
+cdef long long DUPLICATE
+cdef long long UNSERVED
+cdef long long HANDED_BACK
+
+cdef class Core(Window):
+    cpdef add_model(self, long long model, long long slo_ns, long long max_batch)
+    cpdef bint has_model(self, long long model) noexcept
+    cpdef bint has_gpu(self, long long gpu) noexcept
+    cdef _serve_all(self)
+    cdef _serve_one(self, long long model)
+    cdef _changed(self, long long now, bint everything)
+    @cython.locals(
+        m="const unsigned int[:]", d="const long long[:]", k="const unsigned long long[:]",
+        p="const unsigned char[:]", which="long long", due="long long", ident="unsigned long long",
+        rank="long long", slot="long long", ready=Heap,
+    )
+    cpdef submit(self, long long now, model, deadline, key, priority=*, bint again=*)
+    @cython.locals(
+        g="const unsigned int[:]", b="const unsigned long long[:]", f="const long long[:]",
+        which="long long", ended="long long",
+    )
+    cpdef complete(self, long long now, gpu, batch, finished)
+    cpdef advance(self, long long now)
+    @cython.locals(ready=Heap)
+    cpdef long long next_wakeup(self) except? -1
+    cpdef clear_actions(self)

@@ -1,0 +1,16 @@
+cdef long long SAMPLE_NS
+cdef long long SAMPLES
+cdef long long RING
+
+cdef class Meter:
+    cdef public long long lanes
+    cdef public int[::1] counts
+    cdef public long long[::1] total
+    cdef public long long[::1] sample
+    cdef public long long[::1] first
+
+    cpdef add_lane(self)
+    cpdef void roll(self, long long lane, long long sample) noexcept
+    cpdef void add(self, long long lane, int n) noexcept
+    cpdef long long window_ns(self, long long lane) noexcept
+    cpdef void clear(self, long long lane) noexcept

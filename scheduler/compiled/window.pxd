@@ -1,0 +1,69 @@
+cimport cython
+from scheduler.compiled.actions cimport Actions
+from scheduler.compiled.gpus cimport Gpus
+from scheduler.compiled.heap cimport Heap
+from scheduler.compiled.meter cimport Meter
+from scheduler.compiled.models cimport Models
+from scheduler.compiled.policies cimport Policy
+from scheduler.compiled.queues cimport Queues
+
+cdef long long PRIORITIES
+cdef long long SLOTS
+cdef long long LAST_TIME
+cdef long long TYPES
+cdef long long SAMPLE_NS
+cdef long long EXPIRED
+cdef long long WINDOW
+cdef long long UNSERVED
+
+cdef class Window:
+    cdef public Policy policy
+    cdef public long long control
+    cdef public long long data
+    cdef public long long result
+    cdef public long long margin
+    cdef public long long max_queue
+    cdef public long long horizon
+    cdef public long long now
+    cdef public long long batches
+    cdef public long long clock_steps
+    cdef public long long submitted
+    cdef public long long strange_completions
+    cdef public Queues queues
+    cdef public Meter meter
+    cdef public Models models
+    cdef public Gpus gpus
+    cdef public Actions actions
+    cdef public long long[::1] lane_of
+    cdef public long long[::1] lane_model
+    cdef public long long[::1] lane_priority
+    cdef public long long[::1] lane_target
+    cdef public long long[::1] lane_target_sample
+    cdef public long long[::1] lane_size
+    cdef public signed char[::1] lane_dirty
+    cdef public long long[::1] dirty
+    cdef public long long[::1] fast
+    cdef public unsigned long long[::1] last_key
+    cdef public long long[::1] type_margin
+    cdef public Heap pending
+    cdef public list ready
+    cdef public list parked
+
+    cdef long long _clock(self, long long now) noexcept
+    @cython.locals(ready=Heap)
+    cdef void _run(self, long long now) except *
+    @cython.locals(ready=Heap)
+    cdef void _match(self, long long priority, long long now) except *
+    cdef bint _serve(self, long long lane, long long gpu, long long now) except -1
+    cdef long long _form(self, long long lane, long long at, long long now, long long free, long long margin) noexcept
+    cdef void _give_up(self, long long lane, long long at, long long now, long long free, long long margin) except *
+    cdef long long _ends(self, long long at, long long size, long long now, long long free) noexcept
+    cdef void _drop(self, long long lane, long long n, long long reason) except *
+    @cython.locals(ready=Heap)
+    cdef void _rest(self, long long lane) noexcept
+    @cython.locals(ready=Heap)
+    cdef void _reform(self, long long lane, long long now) except *
+    cdef long long _kind(self, long long model) noexcept
+    cdef long long _reduce(self, long long lane, long long model, long long kind, long long now) except? -9
+    cdef void _aim(self, long long lane, long long model, long long at, long long now) noexcept
+    cdef long long _new_lane(self, long long model, long long priority) except -1

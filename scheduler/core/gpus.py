@@ -1,0 +1,288 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: annotation_typing=False, infer_types=True
+"""The GPUs of a sub-cluster: which are idle, when the busy ones are free, what is still out.
+
+GPUs that have the same type and hold the same models form a class. Each class keeps its idle GPUs
+ordered by number and its busy ones by predicted free time, so the common case of one class costs
+one look at the top of a heap, whatever the number of GPUs.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+from .columns import widen
+from .heap import Heap
+from .limits import ABSENT, DEPTH, DRAINING, LIVE
+
+
+class Gpus:
+    """Memory: about 150 bytes per GPU, and 48 per GPU and class."""
+
+    def __init__(self, overdue_ns: int = 0) -> None:
+        self.capacity = 0
+        self.count = 0
+        self.overdue_ns = overdue_ns
+        self.state = array("b")
+        self.stuck = array("b")
+        self.cls = array("q")
+        self.free_at = array("q")
+        self.margin = array("q")
+        self.out_head = array("q")
+        self.out_count = array("q")
+        self.out_batch = array("q")
+        self.out_exec = array("q")
+        self.out_len = array("q")
+        self.classes = 0
+        self.class_type = array("q")
+        self.class_live = array("q")
+        self.class_models: list[frozenset[int] | None] = []
+        self.models = 0
+        self.holds = array("b")
+        self.idle: list[Heap] = []
+        self.busy: list[Heap] = []
+
+    def reserve_gpus(self, capacity: int) -> None:
+        """Allow GPU numbers below ``capacity``."""
+        more = capacity - self.capacity
+        if more <= 0:
+            return
+        self.capacity = capacity
+        self.state = widen("b", self.state, more)
+        self.stuck = widen("b", self.stuck, more)
+        self.cls = widen("q", self.cls, more, -1)
+        self.free_at = widen("q", self.free_at, more)
+        self.margin = widen("q", self.margin, more)
+        self.out_head = widen("q", self.out_head, more)
+        self.out_count = widen("q", self.out_count, more)
+        self.out_batch = widen("q", self.out_batch, DEPTH * more)
+        self.out_exec = widen("q", self.out_exec, DEPTH * more)
+        self.out_len = widen("q", self.out_len, DEPTH * more)
+        for c in range(self.classes):
+            self.idle[c].reserve(capacity)
+            self.busy[c].reserve(capacity)
+
+    def reserve_models(self, models: int) -> None:
+        """Allow model numbers below ``models``."""
+        if models > self.models:
+            self.models = models
+            self._fill_holds()
+
+    def _fill_holds(self) -> None:
+        flags = bytearray(self.classes * self.models)
+        for c in range(self.classes):
+            held = self.class_models[c]
+            for m in range(self.models):
+                flags[c * self.models + m] = held is None or m in held
+        self.holds = array("b", bytes(flags))
+
+    def class_of(self, gpu_type: int, models: frozenset[int] | None) -> int:
+        """The class of GPUs of that type that hold these models (None: every model)."""
+        for c in range(self.classes):
+            if self.class_type[c] == gpu_type and self.class_models[c] == models:
+                return c
+        for c in range(self.classes):
+            if self.class_live[c] == 0:  # an empty class is used again, so their number stays bounded
+                self.class_type[c] = gpu_type
+                self.class_models[c] = models
+                self._fill_holds()
+                return c
+        self.classes += 1
+        self.class_type = widen("q", self.class_type, 1, gpu_type)
+        self.class_live = widen("q", self.class_live, 1, 0)
+        self.class_models.append(models)
+        self.idle.append(Heap(self.capacity))
+        self.busy.append(Heap(self.capacity))
+        self._fill_holds()
+        return self.classes - 1
+
+    def join(self, gpu: int, c: int, now: int) -> None:
+        """A new GPU, idle."""
+        self.state[gpu] = LIVE
+        self.stuck[gpu] = 0
+        self.cls[gpu] = c
+        self.class_live[c] += 1
+        self.count += 1
+        self.free_at[gpu] = now
+        self.margin[gpu] = 0
+        self.out_count[gpu] = 0
+        self.out_head[gpu] = 0
+        heap = self.idle[c]
+        heap.put(gpu, gpu)
+
+    def leave(self, gpu: int) -> None:
+        """Forget the GPU and what is out on it."""
+        self._unlist(gpu)
+        if self.state[gpu] == LIVE:
+            self.class_live[self.cls[gpu]] -= 1
+        self.state[gpu] = ABSENT
+        self.out_count[gpu] = 0
+        self.count -= 1
+
+    def drain(self, gpu: int) -> None:
+        """No more batches for it; what is out may finish."""
+        if self.state[gpu] == LIVE:
+            self._unlist(gpu)
+            self.class_live[self.cls[gpu]] -= 1
+            self.state[gpu] = DRAINING
+
+    def move(self, gpu: int, c: int, now: int) -> None:
+        """The GPU holds other models now."""
+        old = self.cls[gpu]
+        if self.state[gpu] == LIVE:
+            self._unlist(gpu)
+            self.class_live[old] -= 1
+            self.class_live[c] += 1
+        self.cls[gpu] = c
+        if self.state[gpu] == LIVE:
+            self._list(gpu, now)
+
+    def _unlist(self, gpu: int) -> None:
+        c = self.cls[gpu]
+        heap = self.idle[c]
+        heap.discard(gpu)
+        heap = self.busy[c]
+        heap.discard(gpu)
+
+    def _list(self, gpu: int, now: int) -> None:
+        c = self.cls[gpu]
+        if self.state[gpu] != LIVE or self.stuck[gpu]:
+            return
+        if self.free_at[gpu] <= now and self.out_count[gpu] < DEPTH:
+            heap = self.busy[c]
+            heap.discard(gpu)
+            heap = self.idle[c]
+            heap.put(gpu, gpu)
+        else:
+            heap = self.idle[c]
+            heap.discard(gpu)
+            heap = self.busy[c]
+            heap.put(gpu, self.free_at[gpu])
+
+    def settle(self, now: int) -> None:
+        """Busy GPUs whose predicted free time has come become idle, or stuck if too much is out."""
+        for c in range(self.classes):
+            busy = self.busy[c]
+            while busy.size > 0 and busy.keys[0] <= now:
+                gpu = busy.ids[0]
+                busy.discard(gpu)
+                if self.out_count[gpu] >= DEPTH:
+                    self.stuck[gpu] = 1
+                else:
+                    idle = self.idle[c]
+                    idle.put(gpu, gpu)
+
+    def overdue(self, gpu: int, now: int) -> bool:
+        """Whether the oldest batch that is out should have been reported long ago."""
+        if self.overdue_ns == 0 or self.out_count[gpu] == 0:
+            return False
+        i = gpu * DEPTH + self.out_head[gpu]
+        return now - (self.out_exec[i] + self.out_len[i]) > self.overdue_ns
+
+    def pick(self, now: int, model: int, reach: int) -> int:
+        """The lowest-numbered idle GPU that holds the model; else the first to be free, if by ``reach``.
+
+        -1 if there is none. A GPU whose oldest batch is overdue is set aside until it reports.
+        """
+        best = -1
+        for c in range(self.classes):
+            if self.holds[c * self.models + model]:
+                heap = self.idle[c]
+                while heap.size > 0 and self.overdue(heap.ids[0], now):
+                    self.stuck[heap.ids[0]] = 1
+                    heap.discard(heap.ids[0])
+                if heap.size > 0 and (best < 0 or heap.ids[0] < best):
+                    best = heap.ids[0]
+        if best >= 0:
+            return best
+        free = 0
+        for c in range(self.classes):
+            if self.holds[c * self.models + model]:
+                heap = self.busy[c]
+                while (
+                    heap.size > 0
+                    and heap.keys[0] <= reach
+                    and (self.out_count[heap.ids[0]] >= DEPTH or self.overdue(heap.ids[0], now))
+                ):
+                    self.stuck[heap.ids[0]] = 1
+                    heap.discard(heap.ids[0])
+                if heap.size > 0 and heap.keys[0] <= reach:
+                    gpu = heap.ids[0]
+                    if best < 0 or heap.keys[0] < free or (heap.keys[0] == free and gpu < best):
+                        best = gpu
+                        free = heap.keys[0]
+        return best
+
+    def taker_type(self, model: int) -> int:
+        """Type of the GPU that would take the model: lowest idle, else first to be free; -1 if none."""
+        best = -1
+        kind = -1
+        for c in range(self.classes):
+            if self.holds[c * self.models + model]:
+                heap = self.idle[c]
+                if heap.size > 0 and (best < 0 or heap.ids[0] < best):
+                    best = heap.ids[0]
+                    kind = self.class_type[c]
+        if best >= 0:
+            return kind
+        free = 0
+        for c in range(self.classes):
+            if self.holds[c * self.models + model]:
+                heap = self.busy[c]
+                if heap.size > 0 and (kind < 0 or heap.keys[0] < free):
+                    free = heap.keys[0]
+                    kind = self.class_type[c]
+        return kind
+
+    def next_free(self, model: int, after: int) -> int:
+        """Smallest predicted free time later than ``after`` at the top of a class that holds the model.
+
+        -1 if there is none.
+        """
+        best = -1
+        for c in range(self.classes):
+            if self.holds[c * self.models + model]:
+                heap = self.busy[c]
+                if heap.size > 0 and heap.keys[0] > after and (best < 0 or heap.keys[0] < best):
+                    best = heap.keys[0]
+        return best
+
+    def take(self, gpu: int, batch: int, exec_at: int, length: int) -> None:
+        """A batch goes out; there must be room (``out_count`` below DEPTH)."""
+        i = gpu * DEPTH + (self.out_head[gpu] + self.out_count[gpu]) % DEPTH
+        self.out_batch[i] = batch
+        self.out_exec[i] = exec_at
+        self.out_len[i] = length
+        self.out_count[gpu] += 1
+        self.free_at[gpu] = exec_at + length
+        c = self.cls[gpu]
+        heap = self.idle[c]
+        heap.discard(gpu)
+        heap = self.busy[c]
+        heap.put(gpu, exec_at + length)
+
+    def give_back(self, gpu: int, batch: int, finished: int, now: int) -> bool:
+        """A batch came back: it and the older ones are no longer out, the free time is corrected.
+
+        Returns False if no such batch is out on the GPU.
+        """
+        head = self.out_head[gpu]
+        n = self.out_count[gpu]
+        at = 0
+        while at < n and self.out_batch[gpu * DEPTH + (head + at) % DEPTH] != batch:
+            at += 1
+        if at == n:
+            return False
+        at += 1
+        self.out_head[gpu] = (head + at) % DEPTH
+        self.out_count[gpu] = n - at
+        free = finished
+        for k in range(at, n):
+            i = gpu * DEPTH + (head + k) % DEPTH
+            if self.out_exec[i] > free:
+                free = self.out_exec[i]
+            free += self.out_len[i]
+        self.free_at[gpu] = free
+        self.stuck[gpu] = 0
+        self._list(gpu, now)
+        return True

@@ -1,0 +1,52 @@
+# cython: language_level=3
+"""The core's constants. Each compiled module keeps its own C copy of those that it imports."""
+
+from __future__ import annotations
+
+PRIORITIES = 4
+"""A request's priority is 0 … 3."""
+SLOTS = 65_536
+"""Frontend slots: the top 16 bits of a request key."""
+LAST_TIME = 1 << 62
+"""Times must be below; sums of a few of them then fit into 64 bits."""
+NEVER = (1 << 63) - 1
+"""No wake-up is due."""
+MOST_GPUS = 1 << 20
+MOST_MODELS = 1 << 20
+LARGEST_BATCH = 4096
+TYPES = 64
+"""GPU types that one shard can tell apart."""
+DEPTH = 4
+"""Batches that may be out on one GPU at a time: one runs, the next waits, two are being told of."""
+ABSENT = 0
+LIVE = 1
+DRAINING = 2
+SAMPLE_NS = 50_000_000
+"""Length of one sample of the arrival rate."""
+SAMPLES = 100
+"""Whole samples behind a rate."""
+RING = SAMPLES + 1
+"""One more cell than whole samples: the one that is being filled."""
+SMALLEST_RING = 16
+"""Slots of a lane's first ring."""
+
+EXPIRED = 1
+WINDOW = 2
+FULL = 3
+UNKNOWN = 4
+OUT_OF_RANGE = 5
+DUPLICATE = 6
+UNSERVED = 7
+HANDED_BACK = 8
+REASONS = (
+    "",
+    "expired",
+    "window",
+    "full",
+    "unknown-model",
+    "out-of-range",
+    "duplicate",
+    "unserved",
+    "handed-back",
+)
+"""Why a request left without being dispatched; the codes above are positions in this tuple."""

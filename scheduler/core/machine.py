@@ -1,0 +1,375 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: annotation_typing=False, infer_types=True
+"""The scheduling core: events in, actions out, ``now`` an argument.
+
+It never touches a clock, a socket, a random number or a log; the shard process drives it in real
+time, the simulator in virtual time. The same events give the same actions; ties go to the smallest
+number. ``docs/algorithm.md`` holds the theory; the names here are its names.
+
+Every event ends in the same three steps: open the windows whose time has come, form anew what is too
+late as it stands, match ready lanes with GPUs (:mod:`scheduler.core.window`).
+
+The source is plain Python; ``scheduler/compiled`` holds the C types with which the same files are
+compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from .columns import widen
+from .limits import (
+    ABSENT,
+    DUPLICATE,
+    FULL,
+    HANDED_BACK,
+    LARGEST_BATCH,
+    LAST_TIME,
+    MOST_GPUS,
+    MOST_MODELS,
+    NEVER,
+    OUT_OF_RANGE,
+    PRIORITIES,
+    SAMPLE_NS,
+    TYPES,
+    UNKNOWN,
+    UNSERVED,
+)
+from .window import Window
+
+
+class Core(Window):
+    """One shard's scheduler.
+
+    Args:
+        policy: a name that :func:`~scheduler.core.policies.make_policy` knows.
+        control_ns: from a decision to its arrival at the worker.
+        data_ns: per request of the batch, to fetch its input.
+        result_ns: from a batch's end to the result's arrival at the frontend.
+        margin_ns: kept free before every deadline, for late timers and uncertain clocks.
+        max_queue: requests that one lane may hold; further ones are refused as full.
+        horizon_ns: a deadline further ahead than this is refused as out of range.
+        overdue_ns: a GPU whose oldest batch should have been reported that long ago gets no more
+            until it reports; 0 trusts every GPU for ever.
+
+    Raises:
+        ValueError: a negative time, or an unknown policy.
+    """
+
+    # --- models and GPUs come and go ---------------------------------------------------------
+
+    def add_model(self, model: int, slo_ns: int, max_batch: int) -> None:
+        """Make a model known by its number (0 ≤ model < 2^20).
+
+        Raises:
+            ValueError: a number or size out of range, or the model is known already.
+        """
+        if not 0 <= model < MOST_MODELS or not 0 < slo_ns < LAST_TIME or not 1 <= max_batch <= LARGEST_BATCH:
+            raise ValueError(f"model {model}: number, SLO or largest batch out of range")
+        if self.has_model(model):
+            raise ValueError(f"model {model} is known already")
+        self.models.add(model, slo_ns, max_batch)
+        more = self.models.capacity - len(self.fast)
+        if more > 0:
+            self.fast = widen("q", self.fast, more, -1)
+            self.lane_of = widen("q", self.lane_of, PRIORITIES * more, -1)
+            self.gpus.reserve_models(self.models.capacity)
+            self._serve_all()
+
+    def has_model(self, model: int) -> bool:
+        """Whether the model is known."""
+        return 0 <= model < self.models.capacity and self.models.known[model] != 0
+
+    def set_profile(self, now: int, model: int, gpu_type: int, latency_ns: Sequence[int]) -> None:
+        """Set or replace l(1) … l(max_batch) in ns of a model on a GPU type (0 ≤ type < 64).
+
+        Raises:
+            ValueError: unknown model or type, wrong length, or times that are not positive and
+                monotone.
+        """
+        if not self.has_model(model) or not 0 <= gpu_type < TYPES:
+            raise ValueError(f"model {model} or GPU type {gpu_type} is unknown")
+        table = [int(x) for x in latency_ns]
+        if len(table) != self.models.max_batch[model]:
+            raise ValueError(
+                f"model {model}: {len(table)} latencies for a largest batch of {self.models.max_batch[model]}"
+            )
+        if not table[0] >= 0 or table[len(table) - 1] >= LAST_TIME or any(b < a for a, b in pairwise(table)):
+            raise ValueError(f"model {model}: latencies must not be negative and must not fall")
+        now = self._clock(now)
+        self.models.set_table(model, gpu_type, table)
+        self._serve_one(model)
+        for priority in range(PRIORITIES):
+            lane = self.lane_of[model * PRIORITIES + priority]
+            if lane >= 0 and self.queues.count[lane] > 0:
+                self._reform(lane, now)
+        self._run(now)
+
+    def drain_model(self, model: int) -> None:
+        """Refuse further requests as unserved; those that are queued are still served."""
+        if self.has_model(model):
+            self.models.draining[model] = 1
+
+    def remove_model(self, now: int, model: int) -> None:
+        """Forget the model; its queued requests are handed back."""
+        if not self.has_model(model):
+            return
+        now = self._clock(now)
+        for priority in range(PRIORITIES):
+            lane = self.lane_of[model * PRIORITIES + priority]
+            if lane >= 0:
+                self._drop(lane, self.queues.count[lane], HANDED_BACK)
+                self._rest(lane)
+                self.meter.clear(lane)
+        self.models.known[model] = 0
+        self._serve_one(model)
+        self._run(now)
+
+    def add_gpu(self, now: int, gpu: int, gpu_type: int = 0, models: Sequence[int] | None = None) -> None:
+        """Add an idle GPU by its number (0 ≤ gpu < 2^20); ``models``: those it holds, None for all.
+
+        Raises:
+            ValueError: number or type out of range, or the GPU is there already.
+        """
+        if not 0 <= gpu < MOST_GPUS or not 0 <= gpu_type < TYPES:
+            raise ValueError(f"GPU {gpu} of type {gpu_type}: out of range")
+        if self.has_gpu(gpu):
+            raise ValueError(f"GPU {gpu} is there already")
+        now = self._clock(now)
+        if gpu >= self.gpus.capacity:
+            self.gpus.reserve_gpus(max(gpu + 1, 2 * self.gpus.capacity))
+        c = self.gpus.class_of(gpu_type, _frozen(models))
+        self.gpus.join(gpu, c, now)
+        self._changed(now, self.gpus.class_live[c] == 1)
+
+    def has_gpu(self, gpu: int) -> bool:
+        """Whether the GPU is there (draining ones are)."""
+        return 0 <= gpu < self.gpus.capacity and self.gpus.state[gpu] != ABSENT
+
+    def set_gpu_models(self, now: int, gpu: int, models: Sequence[int] | None) -> None:
+        """The GPU holds these models from now on (None: all).
+
+        Raises:
+            ValueError: no such GPU.
+        """
+        if not self.has_gpu(gpu):
+            raise ValueError(f"no GPU {gpu}")
+        now = self._clock(now)
+        kind = self.gpus.class_type[self.gpus.cls[gpu]]
+        self.gpus.move(gpu, self.gpus.class_of(kind, _frozen(models)), now)
+        self._changed(now, True)
+
+    def drain_gpu(self, now: int, gpu: int) -> None:
+        """Dispatch nothing more to the GPU; it stays until :meth:`remove_gpu`."""
+        if self.has_gpu(gpu):
+            now = self._clock(now)
+            self.gpus.drain(gpu)
+            self._changed(now, self.gpus.class_live[self.gpus.cls[gpu]] == 0)
+
+    def outstanding(self, gpu: int) -> int:
+        """Batches that are out on the GPU."""
+        return self.gpus.out_count[gpu] if self.has_gpu(gpu) else 0
+
+    def remove_gpu(self, now: int, gpu: int) -> None:
+        """Forget the GPU; whoever drives the core gives again what was out on it, if that is wanted."""
+        if self.has_gpu(gpu):
+            now = self._clock(now)
+            self.gpus.leave(gpu)
+            self._changed(now, self.gpus.class_live[self.gpus.cls[gpu]] == 0)
+
+    def set_margin(self, margin_ns: int) -> None:
+        """The margin before every deadline, from now on."""
+        self.margin = max(0, margin_ns)
+
+    def set_type_margin(self, gpu_type: int, margin_ns: int) -> None:
+        """A further margin for windows that are formed against GPUs of that type."""
+        self.type_margin[gpu_type] = max(0, margin_ns)
+
+    def set_gpu_margin(self, gpu: int, margin_ns: int) -> None:
+        """A further margin for batches that go to that GPU."""
+        if self.has_gpu(gpu):
+            self.gpus.margin[gpu] = max(0, margin_ns)
+
+    def forget_slot(self, slot: int) -> None:
+        """The frontend of that slot has gone: its successor's keys start anew."""
+        self.last_key[slot] = 0
+
+    def _serve_all(self) -> None:
+        """Find anew which class of GPUs serves which model."""
+        for model in range(self.models.capacity):
+            self._serve_one(model)
+
+    def _serve_one(self, model: int) -> None:
+        """Which classes serve the model (they hold it and have its table), and its fastest type."""
+        gpus = self.gpus
+        models = self.models
+        best = -1
+        for c in range(gpus.classes):
+            held = gpus.class_models[c]
+            kind = gpus.class_type[c]
+            at = models.table[model * TYPES + kind] if models.known[model] else -1
+            serves = at >= 0 and gpus.class_live[c] > 0 and (held is None or model in held)
+            gpus.holds[c * gpus.models + model] = serves
+            if serves:
+                least = models.latency[at + 1]
+                if best < 0 or least < models.latency[models.table[model * TYPES + best] + 1]:
+                    best = kind
+        self.fast[model] = best
+
+    def _changed(self, now: int, everything: bool) -> None:
+        """What can serve the lanes has changed: form them anew if a class of GPUs came or went."""
+        if everything:
+            self._serve_all()
+            for lane in range(self.queues.lanes):
+                if self.queues.count[lane] > 0:
+                    self._reform(lane, now)
+        self._run(now)
+
+    # --- events ------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        now: int,
+        model: object,
+        deadline: object,
+        key: object,
+        priority: object = None,
+        again: bool = False,
+    ) -> None:
+        """Requests arrive, as columns of one length.
+
+        Args:
+            now: ns.
+            model: uint32 model numbers.
+            deadline: int64 ns, when the result must be at the frontend.
+            key: uint64, rising within each slot (top 16 bits): a key that does not rise is a
+                duplicate.
+            priority: uint8, 0 … 3 (highest), None for all 0; larger values count as 3.
+            again: requests that were dispatched before and came back: keys need not rise.
+
+        A request that cannot be taken is dropped with its reason: unknown model, unserved (no GPU
+        holds the model, or it drains), deadline further ahead than the horizon or out of range,
+        duplicate, full, or expired (its deadline cannot be met even alone).
+
+        Raises:
+            ValueError: columns of different lengths or types.
+        """
+        m = memoryview(model)  # type: ignore[arg-type]
+        d = memoryview(deadline)  # type: ignore[arg-type]
+        k = memoryview(key)  # type: ignore[arg-type]
+        n = len(m)
+        if len(d) != n or len(k) != n:
+            raise ValueError("columns of different lengths")
+        p = memoryview(bytes(n) if priority is None else priority)  # type: ignore[arg-type]
+        if len(p) != n:
+            raise ValueError("columns of different lengths")
+        now = self._clock(now)
+        self.gpus.settle(now)
+        queues = self.queues
+        meter = self.meter
+        models = self.models
+        sample = now // SAMPLE_NS
+        horizon = now + self.horizon
+        result = self.result
+        fresh = not again
+        marked = 0
+        self.submitted += n
+        for i in range(n):
+            which = m[i]
+            due = d[i]
+            ident = k[i]
+            if which >= models.capacity or models.known[which] == 0:
+                self.actions.drop(ident, which, due, UNKNOWN)
+                continue
+            if fresh:
+                slot = ident >> 48
+                if ident <= self.last_key[slot]:
+                    self.actions.drop(ident, which, due, DUPLICATE)
+                    continue
+                self.last_key[slot] = ident
+            if due > horizon or due < 0:
+                self.actions.drop(ident, which, due, OUT_OF_RANGE)
+                continue
+            if self.fast[which] < 0 or models.draining[which] != 0:
+                self.actions.drop(ident, which, due, UNSERVED)
+                continue
+            rank = p[i]
+            lane = self.lane_of[which * PRIORITIES + (rank if rank < PRIORITIES else PRIORITIES - 1)]
+            if lane < 0:
+                lane = self._new_lane(which, rank if rank < PRIORITIES else PRIORITIES - 1)
+            if queues.count[lane] >= self.max_queue:
+                self.actions.drop(ident, which, due, FULL)
+                continue
+            if meter.sample[lane] != sample:
+                meter.roll(lane, sample)
+            meter.add(lane, 1)
+            queues.push(lane, due - result, ident)
+            if self.lane_dirty[lane] == 0:
+                self.lane_dirty[lane] = 1
+                self.dirty[marked] = lane
+                marked += 1
+        for j in range(marked):
+            lane = self.dirty[j]
+            self.lane_dirty[lane] = 0
+            self._reform(lane, now)
+        self._run(now)
+
+    def complete(self, now: int, gpu: object, batch: object, finished: object) -> None:
+        """Batches came back, as columns: GPU (uint32), batch (uint64), end as measured (int64 ns).
+
+        The GPU's free time is corrected by the end. A batch that is not out on that GPU (unknown,
+        or done already) is counted in ``strange_completions`` and changes nothing; an end in the
+        future counts as now.
+
+        Raises:
+            ValueError: columns of different lengths or types.
+        """
+        g = memoryview(gpu)  # type: ignore[arg-type]
+        b = memoryview(batch)  # type: ignore[arg-type]
+        f = memoryview(finished)  # type: ignore[arg-type]
+        n = len(g)
+        if len(b) != n or len(f) != n:
+            raise ValueError("columns of different lengths")
+        now = self._clock(now)
+        self.gpus.settle(now)
+        for i in range(n):
+            which = g[i]
+            ended = f[i]
+            if ended > now or ended < 0:
+                ended = now
+            if which >= self.gpus.capacity or not self.gpus.give_back(which, b[i], ended, now):
+                self.strange_completions += 1
+        self._run(now)
+
+    def advance(self, now: int) -> None:
+        """Time has passed: open windows, drop what expired, dispatch."""
+        now = self._clock(now)
+        self.gpus.settle(now)
+        self._run(now)
+
+    def next_wakeup(self) -> int:
+        """When :meth:`advance` is due next, later than the last event; NEVER (2^63 - 1) if it is not."""
+        due = NEVER
+        if self.pending.size > 0:
+            due = self.pending.keys[0]
+        for priority in range(PRIORITIES):
+            ready = self.ready[priority]
+            if ready.size > 0:
+                if ready.keys[0] + 1 < due:
+                    due = ready.keys[0] + 1
+                for i in range(1 if self.gpus.classes == 1 else ready.size):
+                    lane = ready.ids[i]
+                    reach = self.control + self.lane_size[lane] * self.data
+                    free = self.gpus.next_free(self.lane_model[lane], self.now + reach)
+                    if free >= 0 and free - reach < due:
+                        due = free - reach
+        return due if due > self.now else self.now + 1
+
+    def clear_actions(self) -> None:
+        """Forget the actions that have been read."""
+        self.actions.clear()
+
+
+def _frozen(models: Sequence[int] | None) -> frozenset[int] | None:
+    return None if models is None else frozenset(models)

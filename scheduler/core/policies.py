@@ -1,0 +1,115 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: annotation_typing=False, infer_types=True
+"""Policies by name: each answers only when a candidate batch is ready to take a GPU.
+
+All times are int ns. ``deferred`` is the rule of the Symphony paper (arXiv 2308.07470); ``timeout``
+is that of Triton's dynamic batcher; the others are the ablations of the dispatch moment.
+"""
+
+from __future__ import annotations
+
+
+class Policy:
+    """Deferred: ready when waiting longer could not let the batch grow."""
+
+    def __init__(self) -> None:
+        self.name = "deferred"
+
+    def opens(
+        self, now: int, size: int, target: int, full: bool, frontrun: int, latest: int, arrived: int
+    ) -> int:
+        """The moment from which the candidate may take a GPU; a past moment means now.
+
+        Args:
+            now: the time of the event.
+            size: requests in the candidate.
+            target: the batch size that the model's rate calls for.
+            full: the candidate has the model's largest batch size.
+            frontrun: from then on one more request could not join in time.
+            latest: from then on the candidate itself would be late.
+            arrived: when the candidate's head came, taken as its deadline less the model's SLO.
+        """
+        if full:
+            return now
+        return frontrun
+
+
+class Eager(Policy):
+    """Ready at once: work-conserving."""
+
+    def __init__(self) -> None:
+        self.name = "eager"
+
+    def opens(
+        self, now: int, size: int, target: int, full: bool, frontrun: int, latest: int, arrived: int
+    ) -> int:
+        """Always now."""
+        return now
+
+
+class Target(Policy):
+    """Ready at the target size, or when waiting longer could not let the batch grow."""
+
+    def __init__(self) -> None:
+        self.name = "target"
+
+    def opens(
+        self, now: int, size: int, target: int, full: bool, frontrun: int, latest: int, arrived: int
+    ) -> int:
+        """Now at the target size, else the frontrun moment."""
+        if full or size >= target:
+            return now
+        return frontrun
+
+
+class Latest(Policy):
+    """Ready only when the candidate could not be started any later."""
+
+    def __init__(self) -> None:
+        self.name = "latest"
+
+    def opens(
+        self, now: int, size: int, target: int, full: bool, frontrun: int, latest: int, arrived: int
+    ) -> int:
+        """Now for a full batch, else the latest moment."""
+        if full:
+            return now
+        return latest
+
+
+class Timeout(Policy):
+    """Ready after a fixed wait of the oldest request, or at a preferred size."""
+
+    def __init__(self, wait_ns: int, preferred: int = 0) -> None:
+        self.name = "timeout"
+        self.wait_ns = wait_ns
+        self.preferred = preferred
+
+    def opens(
+        self, now: int, size: int, target: int, full: bool, frontrun: int, latest: int, arrived: int
+    ) -> int:
+        """Now at the preferred size, else when the head has waited long enough."""
+        if full or 0 < self.preferred <= size:
+            return now
+        return arrived + self.wait_ns
+
+
+def make_policy(name: str) -> Policy:
+    """A policy from its name: deferred, eager, target, latest, or timeout:MS[:PREFERRED].
+
+    Raises:
+        ValueError: no such policy; the text lists those that there are.
+    """
+    kind, _, rest = name.partition(":")
+    simple = {"deferred": Policy, "eager": Eager, "target": Target, "latest": Latest}
+    if kind in simple and not rest:
+        return simple[kind]()
+    if kind == "timeout" and rest:
+        wait, _, preferred = rest.partition(":")
+        try:
+            return Timeout(int(float(wait) * 1e6), int(preferred or 0))
+        except ValueError:
+            pass
+    raise ValueError(
+        f"unknown policy {name!r}: choose deferred, eager, target, latest or timeout:MS[:PREFERRED_SIZE]"
+    )

@@ -1,0 +1,341 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: annotation_typing=False, infer_types=True
+"""Candidates, windows and matching: the algorithm of the scheduling core.
+
+A *lane* is one model at one priority: a queue in deadline order, its candidate batch, and one timer.
+A lane is empty, *pending* (its window has not opened; the timer is the opening) or *ready* (it waits
+for a GPU in an order by ``latest``; the timer is ``latest``). ``docs/algorithm.md`` holds the theory;
+the names here are its names. Times are int ns below 2^62.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+from .actions import Actions
+from .columns import widen
+from .gpus import Gpus
+from .heap import Heap
+from .limits import EXPIRED, LAST_TIME, PRIORITIES, SAMPLE_NS, SLOTS, TYPES, UNSERVED, WINDOW
+from .meter import Meter
+from .models import Models
+from .policies import make_policy
+from .queues import Queues
+
+
+class Window:
+    """The state of all lanes and the three steps in which every event ends (:meth:`_run`).
+
+    The arguments are those of :class:`~scheduler.core.machine.Core`.
+    """
+
+    def __init__(
+        self,
+        policy: str = "deferred",
+        control_ns: int = 0,
+        data_ns: int = 0,
+        result_ns: int = 0,
+        margin_ns: int = 0,
+        max_queue: int = 65_536,
+        horizon_ns: int = 3_600_000_000_000,
+        overdue_ns: int = 0,
+    ) -> None:
+        if min(control_ns, data_ns, result_ns, margin_ns, horizon_ns, overdue_ns) < 0 or max_queue < 1:
+            raise ValueError("latencies, margin and horizon cannot be negative, nor max_queue below 1")
+        self.policy = make_policy(policy)
+        self.control = control_ns
+        self.data = data_ns
+        self.result = result_ns
+        self.margin = margin_ns
+        self.max_queue = max_queue
+        self.horizon = horizon_ns
+        self.now = 0
+        self.batches = 0
+        self.clock_steps = 0
+        self.submitted = 0
+        self.strange_completions = 0
+        self.queues = Queues()
+        self.meter = Meter()
+        self.models = Models()
+        self.gpus = Gpus(overdue_ns)
+        self.actions = Actions()
+        self.lane_of = array("q")
+        self.lane_model = array("q")
+        self.lane_priority = array("q")
+        self.lane_target = array("q")
+        self.lane_target_sample = array("q")
+        self.lane_size = array("q")
+        self.lane_dirty = array("b")
+        self.dirty = array("q")
+        self.fast = array("q")
+        self.last_key = array("Q", bytes(8 * SLOTS))
+        self.type_margin = array("q", bytes(8 * TYPES))
+        self.pending = Heap(0)
+        self.ready = [Heap(0) for _ in range(PRIORITIES)]
+        self.parked: list[int] = []
+
+    def _clock(self, now: int) -> int:
+        if now < self.now or now >= LAST_TIME:
+            self.clock_steps += 1
+            return self.now
+        self.now = now
+        return now
+
+    def _run(self, now: int) -> None:
+        pending = self.pending
+        while pending.size > 0 and pending.keys[0] <= now:
+            self._reform(pending.ids[0], now)
+        for priority in range(PRIORITIES - 1, -1, -1):
+            ready = self.ready[priority]
+            while ready.size > 0 and ready.keys[0] < now:
+                self._reform(ready.ids[0], now)
+            if ready.size > 0:
+                self._match(priority, now)
+
+    def _match(self, priority: int, now: int) -> None:
+        """Give GPUs to ready lanes, smallest ``latest`` first; a lane that none can take is passed over."""
+        ready = self.ready[priority]
+        gpus = self.gpus
+        passed = self.parked
+        while ready.size > 0:
+            lane = ready.ids[0]
+            reach = now + self.control + self.lane_size[lane] * self.data
+            gpu = gpus.pick(now, self.lane_model[lane], reach)
+            if gpu < 0 and gpus.classes == 1:
+                break
+            if gpu < 0 or not self._serve(lane, gpu, now):
+                # Set aside with its key, so that the lanes behind it are looked at.
+                passed.append(lane)
+                passed.append(ready.keys[ready.place[lane]])
+                ready.discard(lane)
+        while passed:
+            latest = passed.pop()
+            ready.put(passed.pop(), latest)
+
+    def _serve(self, lane: int, gpu: int, now: int) -> bool:
+        """Form the batch afresh against the GPU's true start time and dispatch it; False if none fits."""
+        queues = self.queues
+        models = self.models
+        gpus = self.gpus
+        model = self.lane_model[lane]
+        at = models.table[model * TYPES + gpus.class_type[gpus.cls[gpu]]]
+        margin = self.margin + gpus.margin[gpu]
+        free = gpus.free_at[gpu]
+        if free < now:
+            free = now
+        self._give_up(lane, at, now, free, margin)
+        size = self._form(lane, at, now, free, margin)
+        if size == 0:
+            return False
+        start = now + self.control + size * self.data
+        if start < free:
+            start = free
+        length = models.latency[at + size]
+        batch = self.batches
+        self.batches = batch + 1
+        actions = self.actions
+        to = actions.open_batch(model, gpu, size, batch, start, start + length)
+        base = queues.base[lane]
+        mask = queues.mask[lane]
+        head = queues.head[lane]
+        result = self.result
+        for i in range(size):
+            slot = base + ((head + i) & mask)
+            actions.key[to + i] = queues.key[slot]
+            actions.deadline[to + i] = queues.finish[slot] + result
+        queues.pop(lane, size)
+        gpus.take(gpu, batch, start, length)
+        self._reform(lane, now)
+        return True
+
+    def _form(self, lane: int, at: int, now: int, free: int, margin: int) -> int:
+        """Largest batch from the head of the queue that ends in time on a GPU free from ``free``."""
+        most = self.queues.count[lane]
+        largest = self.models.max_batch[self.lane_model[lane]]
+        if most > largest:
+            most = largest
+        if most == 0:
+            return 0
+        hard = self.queues.at(lane, 0) - margin - free
+        budget = self.queues.at(lane, 0) - margin - now - self.control
+        return self.models.fit(at, most, self.data, budget, hard)
+
+    def _give_up(self, lane: int, at: int, now: int, free: int, margin: int) -> None:
+        """The window drop: give up the head where it would keep the batch small.
+
+        T is the longest tail of the queue that, run now as one batch, would end by its own first
+        finish-by; b = min(target, |T|). Of the requests before T, those that could not end in a
+        batch of b started now are dropped.
+        """
+        queues = self.queues
+        models = self.models
+        n = queues.count[lane]
+        if n < 2:
+            return
+        target = self.lane_target[lane]
+        want = target if target < n else n
+        if self._ends(at, want, now, free) + margin <= queues.at(lane, 0):
+            return
+        largest = models.max_batch[self.lane_model[lane]]
+        low = n - largest if n > largest else 0
+        high = n
+        while low < high:
+            mid = (low + high) >> 1
+            if self._ends(at, n - mid, now, free) + margin <= queues.at(lane, mid):
+                high = mid
+            else:
+                low = mid + 1
+        tail = n - low
+        want = target if target < tail else tail
+        if want == 0:
+            return
+        ends = self._ends(at, want, now, free) + margin
+        drops = 0
+        while drops < low and queues.at(lane, drops) < ends:
+            drops += 1
+        self._drop(lane, drops, WINDOW)
+
+    def _ends(self, at: int, size: int, now: int, free: int) -> int:
+        start = now + self.control + size * self.data
+        if start < free:
+            start = free
+        return start + self.models.latency[at + size]
+
+    def _drop(self, lane: int, n: int, reason: int) -> None:
+        """The first n requests of the lane leave."""
+        queues = self.queues
+        base = queues.base[lane]
+        mask = queues.mask[lane]
+        head = queues.head[lane]
+        model = self.lane_model[lane]
+        for i in range(n):
+            slot = base + ((head + i) & mask)
+            self.actions.drop(queues.key[slot], model, queues.finish[slot] + self.result, reason)
+        if n > 0:
+            queues.pop(lane, n)
+
+    def _rest(self, lane: int) -> None:
+        """The lane is empty."""
+        self.lane_size[lane] = 0
+        self.pending.discard(lane)
+        ready = self.ready[self.lane_priority[lane]]
+        ready.discard(lane)
+
+    def _reform(self, lane: int, now: int) -> None:
+        """Form the lane's candidate and set its timer: the heart of the policy."""
+        queues = self.queues
+        models = self.models
+        n = queues.count[lane]
+        if n == 0:
+            self._rest(lane)
+            return
+        model = self.lane_model[lane]
+        kind = self._kind(model)
+        if kind < 0:
+            self._drop(lane, n, UNSERVED)
+            self._rest(lane)
+            return
+        at = models.table[model * TYPES + kind]
+        most = models.max_batch[model]
+        head = queues.at(lane, 0) - self.margin - self.type_margin[kind] - self.control
+        self._aim(lane, model, at, now)
+        size = n
+        if n > most or models.latency[at + n] + n * self.data > head - now:
+            # The queue does not fit into one batch: what expired goes, perhaps the head too.
+            kind = self._reduce(lane, model, kind, now)
+            if kind < 0:
+                return
+            at = models.table[model * TYPES + kind]
+            head = queues.at(lane, 0) - self.margin - self.type_margin[kind] - self.control
+            size = self.lane_size[lane]
+        latest = head - models.latency[at + size] - size * self.data
+        full = size == most
+        frontrun = latest
+        if not full:
+            frontrun = head - models.latency[at + size + 1] - (size + 1) * self.data
+        arrived = queues.at(lane, 0) + self.result - models.slo[model]
+        opens = self.policy.opens(now, size, self.lane_target[lane], full, frontrun, latest, arrived)
+        if opens > latest:
+            opens = latest
+        self.lane_size[lane] = size
+        ready = self.ready[self.lane_priority[lane]]
+        if opens <= now:
+            self.pending.discard(lane)
+            ready.put(lane, latest)
+        else:
+            ready.discard(lane)
+            self.pending.put(lane, opens)
+
+    def _kind(self, model: int) -> int:
+        """Type of the GPU that would take the model now; -1 if no GPU serves it."""
+        kind = self.fast[model]
+        if self.gpus.classes > 1 and kind >= 0:
+            taker = self.gpus.taker_type(model)
+            if taker >= 0:
+                kind = taker
+        return kind
+
+    def _reduce(self, lane: int, model: int, kind: int, now: int) -> int:
+        """Drop what cannot be served in time, and set the size of the largest batch that can.
+
+        Returns the GPU type that the candidate is formed against: ``kind``, or the model's fastest
+        where ``kind`` is too slow for the head; -1 if the lane is empty now.
+        """
+        queues = self.queues
+        models = self.models
+        fast = self.fast[model]
+        at = models.table[model * TYPES + fast]
+        alone = now + self.control + self.data + models.latency[at + 1]
+        alone += self.margin + self.type_margin[fast]
+        n = queues.count[lane]
+        drops = 0
+        while drops < n and queues.at(lane, drops) < alone:
+            drops += 1
+        if drops > 0:
+            self._drop(lane, drops, EXPIRED)
+            if drops == n:
+                self._rest(lane)
+                return -1
+        at = models.table[model * TYPES + kind]
+        margin = self.margin + self.type_margin[kind]
+        self._give_up(lane, at, now, now, margin)
+        size = self._form(lane, at, now, now, margin)
+        if size == 0:
+            kind = fast
+            at = models.table[model * TYPES + fast]
+            size = self._form(lane, at, now, now, self.margin + self.type_margin[fast])
+        self.lane_size[lane] = size
+        return kind
+
+    def _aim(self, lane: int, model: int, at: int, now: int) -> None:
+        """Bring the lane's target size up to date, once per rate sample."""
+        sample = now // SAMPLE_NS
+        if self.lane_target_sample[lane] == sample:
+            return
+        self.lane_target_sample[lane] = sample
+        self.meter.roll(lane, sample)
+        window = self.meter.window_ns(lane)
+        budget = self.models.slo[model] - self.result - self.control
+        self.lane_target[lane] = self.models.target(
+            model, at, self.data, budget, self.meter.total[lane], window
+        )
+
+    def _new_lane(self, model: int, priority: int) -> int:
+        lane = self.queues.add_lane()
+        self.meter.add_lane()
+        if lane == len(self.lane_model):
+            more = max(8, lane)
+            self.lane_model = widen("q", self.lane_model, more)
+            self.lane_priority = widen("q", self.lane_priority, more)
+            self.lane_target = widen("q", self.lane_target, more, 1)
+            self.lane_target_sample = widen("q", self.lane_target_sample, more, -1)
+            self.lane_size = widen("q", self.lane_size, more)
+            self.lane_dirty = widen("b", self.lane_dirty, more)
+            self.dirty = widen("q", self.dirty, more)
+            self.pending.reserve(lane + more)
+            for heap in self.ready:
+                heap.reserve(lane + more)
+        self.lane_model[lane] = model
+        self.lane_priority[lane] = priority
+        self.lane_of[model * PRIORITIES + priority] = lane
+        return lane
