@@ -123,8 +123,9 @@ def merged(config: Config, worker_id: str, models: list[str], options: dict[str,
         problem = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in problem["loc"])
         text = problem["msg"].removeprefix("Value error, ")
-        hint = "; expected emulated, cpu or cuda:N" if key == "device" else ""
-        raise SymphonyError(f"worker {worker_id}: {key + ': ' if key else ''}{text}{hint}") from None
+        if key == "device":
+            text = f"expected emulated, cpu or cuda:N, got {device!r}"
+        raise SymphonyError(f"worker {worker_id}: {key + ': ' if key else ''}{text}") from None
     return worker
 
 
