@@ -13,7 +13,7 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -23,7 +23,10 @@ from symphony.status import SymphonyError
 
 Port = Annotated[int, Field(ge=1, le=65_535)]
 Micros = Annotated[int, Field(ge=0, le=10_000_000)]
-PolicyName = Literal["deferred", "eager", "target", "latest", "timeout"]
+PolicyName = Annotated[
+    str, Field(pattern=r"^(deferred|eager|target|latest|timeout:\d+(\.\d+)?(:[1-9]\d{0,3})?)$")
+]
+"""``timeout:MS`` or ``timeout:MS:SIZE``: after a fixed wait, or at a preferred batch size."""
 
 _SECTIONS: Final = ("cluster", "broker", "scheduler")
 
@@ -312,6 +315,8 @@ def _what(location: tuple[int | str, ...], kind: str, message: str, value: Any) 
         return f"expected a map of keys, got {value!r:.60}"
     if kind == "string_pattern_mismatch" and location[-1] == "device":
         return f"expected emulated, cpu or cuda:N, got {value!r:.60}"
+    if kind == "string_pattern_mismatch" and location[-1] == "policy":
+        return f"expected deferred, eager, target, latest or timeout:MS[:SIZE], got {value!r:.60}"
     if location[0] == "models":
         return f"expected a zoo definition's name, a path or a definition, got {value!r:.60}"
     text = message.replace("Input should be", "expected")

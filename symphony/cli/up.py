@@ -43,8 +43,8 @@ _S: Final = 1_000_000_000
 )
 @click.option(
     "--policy",
-    type=click.Choice(["deferred", "eager", "target", "latest", "timeout"]),
-    help="When a batch is ready.",
+    metavar="POLICY",
+    help="When a batch is ready: deferred, eager, target, latest or timeout:MS[:SIZE].",
 )
 def command(path: Path | None, port: int | None, policy: str | None) -> None:
     """Start a whole cluster on this machine and keep it running.

@@ -71,6 +71,11 @@ def test_environment_stands_above_the_file(tmp_path: Path) -> None:
     assert (config.broker.registry_port, config.broker.publish_port) == (7000, 6001)
 
 
+@pytest.mark.parametrize("policy", ["deferred", "eager", "target", "latest", "timeout:5", "timeout:2.5:16"])
+def test_policies(policy: str) -> None:
+    assert load_config(None, {"SYMPHONY_SCHEDULER_POLICY": policy}).scheduler.policy == policy
+
+
 def test_ipv6_endpoint(tmp_path: Path) -> None:
     assert load_config(_write(tmp_path, "cluster: {host: '::1'}"), {}).registry == "tcp://[::1]:5550"
 
@@ -88,7 +93,8 @@ def test_ipv6_endpoint(tmp_path: Path) -> None:
         ("broker: 5", "broker: expected a map of keys, got 5"),
         ("broker: {registry_port: 5551}", "must differ"),
         ("broker: {lease_ms: 600}", "lease_ms (600) must be at least twice heartbeat_ms (500)"),
-        ("scheduler: {policy: greedy}", "scheduler.policy: expected 'deferred', 'eager'"),
+        ("scheduler: {policy: greedy}", "scheduler.policy: expected deferred, eager, target"),
+        ("scheduler: {policy: timeout}", "or timeout:MS[:SIZE], got 'timeout'"),
         ("workers: [{device: gpu}]", "workers.0.device: expected emulated, cpu or cuda:N, got 'gpu'"),
         ("workers: [{device: cpu, gpus: 2}]", "device cpu is one device"),
         ("workers: [{shard: shard-1}]", "belongs to 'shard-1', but scheduler.shards is 1"),
