@@ -4,6 +4,7 @@ cdef class Actions:
     cdef public long long requests
     cdef public long long dropped
     cdef public long long[::1] model
+    cdef public long long[::1] priority
     cdef public long long[::1] gpu
     cdef public long long[::1] size
     cdef public long long[::1] batch
@@ -17,7 +18,7 @@ cdef class Actions:
     cdef public long long[::1] drop_reason
 
     cpdef void clear(self) noexcept
-    cpdef long long open_batch(self, long long model, long long gpu, long long size, long long batch, long long exec_at, long long finish_at) except -1
+    cpdef long long open_batch(self, long long model, long long priority, long long gpu, long long size, long long batch, long long exec_at, long long finish_at) except -1
     cpdef void drop(self, unsigned long long key, long long model, long long deadline, long long reason) except *
     cdef _grow_batches(self)
     cdef _grow_requests(self, long long needed)

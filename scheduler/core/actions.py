@@ -13,11 +13,12 @@ from .columns import widen
 class Dispatches(NamedTuple):
     """Columns over n dispatched batches; ``key`` and ``deadline`` hold the batches' requests in turn.
 
-    model, gpu, size: int64. batch: int64, rising. exec_at: predicted start, finish_at: predicted
+    model, priority, gpu, size: int64. batch: int64, rising. exec_at: predicted start, finish_at: predicted
     end, deadline: int64 ns. key: uint64.
     """
 
     model: memoryview
+    priority: memoryview
     gpu: memoryview
     size: memoryview
     batch: memoryview
@@ -44,6 +45,7 @@ class Actions:
         self.requests = 0
         self.dropped = 0
         self.model = array("q", bytes(8 * 256))
+        self.priority = array("q", bytes(8 * 256))
         self.gpu = array("q", bytes(8 * 256))
         self.size = array("q", bytes(8 * 256))
         self.batch = array("q", bytes(8 * 256))
@@ -62,7 +64,9 @@ class Actions:
         self.requests = 0
         self.dropped = 0
 
-    def open_batch(self, model: int, gpu: int, size: int, batch: int, exec_at: int, finish_at: int) -> int:
+    def open_batch(
+        self, model: int, priority: int, gpu: int, size: int, batch: int, exec_at: int, finish_at: int
+    ) -> int:
         """Add a batch; returns where its requests go in ``key`` and ``deadline``."""
         n = self.dispatched
         if n >= len(self.model):
@@ -71,6 +75,7 @@ class Actions:
         if start + size > len(self.key):
             self._grow_requests(start + size)
         self.model[n] = model
+        self.priority[n] = priority
         self.gpu[n] = gpu
         self.size[n] = size
         self.batch[n] = batch
@@ -94,6 +99,7 @@ class Actions:
     def _grow_batches(self) -> None:
         more = len(self.model)
         self.model = widen("q", self.model, more)
+        self.priority = widen("q", self.priority, more)
         self.gpu = widen("q", self.gpu, more)
         self.size = widen("q", self.size, more)
         self.batch = widen("q", self.batch, more)
@@ -118,6 +124,7 @@ class Actions:
         m = self.requests
         return Dispatches(
             memoryview(self.model)[:n],
+            memoryview(self.priority)[:n],
             memoryview(self.gpu)[:n],
             memoryview(self.size)[:n],
             memoryview(self.batch)[:n],

@@ -366,6 +366,15 @@ class Core(Window):
                         due = free - reach
         return due if due > self.now else self.now + 1
 
+    def queued_by_model(self, models: int) -> list[int]:
+        """Requests that are queued for each of the first ``models`` models, over all priorities."""
+        queued = [0] * models
+        for lane in range(self.queues.lanes):
+            model = self.lane_model[lane]
+            if model < models:
+                queued[model] += self.queues.count[lane]
+        return queued
+
     def clear_actions(self) -> None:
         """Forget the actions that have been read."""
         self.actions.clear()

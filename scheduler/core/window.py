@@ -134,7 +134,7 @@ class Window:
         batch = self.batches
         self.batches = batch + 1
         actions = self.actions
-        to = actions.open_batch(model, gpu, size, batch, start, start + length)
+        to = actions.open_batch(model, self.lane_priority[lane], gpu, size, batch, start, start + length)
         base = queues.base[lane]
         mask = queues.mask[lane]
         head = queues.head[lane]

@@ -1,0 +1,311 @@
+"""One scheduler shard: the process around the core.
+
+The loop (:meth:`Shard.run`) waits for the first of a message and the core's next moment, takes in
+everything that has arrived, and sends what the core decided. The moment is good to a fraction of a
+millisecond: see :mod:`symphony.waiter`; how late the shard really wakes is measured, published with
+its statistics, and becomes part of the margin that the core keeps before every deadline.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import msgpack
+import numpy as np
+import zmq
+
+from scheduler.core.machine import Core
+from scheduler.fleet import Fleet
+from scheduler.frontends import Frontends
+from scheduler.select import core_class, flavour
+from scheduler.stats import Stats
+from scheduler.table import ModelTable
+from symphony import wire
+from symphony.bus import Bus, drain, send, subscribe
+from symphony.clock import ClusterClock
+from symphony.control import Member
+from symphony.faults import Faults
+from symphony.membership import Event, MemberChanged, Membership, ModelChanged, Refusal, SlotChanged, describe
+from symphony.status import Status, SymphonyError
+from symphony.stopping import StopRequest
+from symphony.waiter import Waiter
+
+_log = logging.getLogger(__name__)
+
+REPORT_NS: Final = 1_000_000_000
+LARGEST_MARGIN_NS: Final = 5_000_000
+"""Most that late timers add to the margin: beyond that the machine is overloaded, not late."""
+MAX_SUBMIT_BYTES: Final = 4 << 20
+
+
+@dataclass(slots=True, frozen=True)
+class Settings:
+    """What a shard is told; latencies in nanoseconds, as :class:`~scheduler.core.machine.Core` has them."""
+
+    id: str
+    registry: str
+    publish: str
+    subscribe: str
+    host: str = "127.0.0.1"
+    insecure: bool = False
+    policy: str = "deferred"
+    control_ns: int = 300_000
+    data_ns: int = 20_000
+    result_ns: int = 500_000
+    margin_ns: int = 300_000
+    spin_ns: int = 0
+    max_queue: int = 100_000
+    overdue_ns: int = 1_000_000_000
+    drain_s: float = 5.0
+
+
+class Shard:
+    """One shard; :meth:`start`, :meth:`run` until :meth:`stop`, :meth:`close`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.faults = Faults(_log)
+        self.clock = ClusterClock()
+        self.stopping = StopRequest()
+        self.core: Core = core_class()(
+            settings.policy,
+            settings.control_ns,
+            settings.data_ns,
+            settings.result_ns,
+            settings.margin_ns,
+            settings.max_queue,
+            overdue_ns=settings.overdue_ns,
+        )
+        self.table = ModelTable(self.core, self.faults)
+        self.stats = Stats(settings.result_ns)
+        self._bus = Bus(insecure=settings.insecure)
+        self._waiter = Waiter(settings.spin_ns)
+        self._frontends = Frontends(self._bus, settings.id, self.faults)
+        self.fleet = Fleet(settings.id, self._bus, self._waiter, self.core, self.table, self.faults)
+        self._report_at = 0
+        self._drain_until: int | None = None
+        self._due: int | None = None
+
+    # --- startup, loop, shutdown -------------------------------------------------------------
+
+    def start(self) -> None:
+        """Bind and begin to join.
+
+        Raises:
+            BusError: an address cannot be bound.
+        """
+        s = self.settings
+        host = f"[{s.host}]" if ":" in s.host else s.host
+        self._submit, submit = self._bus.bind(zmq.PULL, f"tcp://{host}:0", max_message=MAX_SUBMIT_BYTES)
+        self._done, done = self._bus.bind(zmq.SUB, f"tcp://{host}:0")
+        subscribe(self._done, ["done."])
+        self._publisher = self._bus.connect(zmq.PUB, s.publish)
+        member = describe(
+            s.id, "scheduler", endpoints={"submit": submit, "done": done}, state="ready", shard=s.id
+        )
+        self.membership = Membership(
+            self._bus, s.registry, s.subscribe, member, clock=self.clock, faults=self.faults
+        )
+        for watched in (self._submit, self._done, self.stopping.fd, *self.membership.sockets):
+            self._waiter.register(watched)
+        self._report_at = time.monotonic_ns() + REPORT_NS
+        _log.info("%s: submit %s, done %s, %s core, policy %s", s.id, submit, done, flavour(), s.policy)
+
+    def run(self) -> None:
+        """Schedule until :meth:`stop`, then drain.
+
+        Raises:
+            SymphonyError: the broker refuses this shard for good.
+        """
+        while not self._finished():
+            self._wait()
+            self._follow_members()
+            self._follow_links()
+            self._read_completions()
+            self._read_submits()
+            self._advance()
+            self._act()
+            self._report()
+
+    def stop(self) -> None:
+        """Make :meth:`run` drain and return; from any thread or signal handler."""
+        self.stopping.set()
+
+    def close(self) -> None:
+        """Answer what is left, leave, close every socket."""
+        now = self.clock.now()
+        for number in range(len(self.table.names)):
+            self.core.remove_model(now, number)
+        self._act()
+        self.membership.leave()
+        for worker in list(self.fleet.workers.values()):
+            self.fleet.gone(now, worker.member)
+        self._bus.close(linger_ms=200)
+        self._waiter.close()
+        self.stopping.close()
+
+    def _finished(self) -> bool:
+        """Whether the loop may end: asked to stop, and nothing is queued or out any more (or too long)."""
+        if not self.stopping.is_set():
+            return False
+        now = time.monotonic_ns()
+        if self._drain_until is None:
+            _log.info("%s: draining", self.settings.id)
+            self._drain_until = now + int(self.settings.drain_s * 1e9)
+            self._waiter.unregister(self.stopping.fd)
+            self.membership.update(self.membership.me.model_copy(update={"state": "draining"}))
+        empty = not self.fleet.out and not any(self.core.queued_by_model(len(self.table.names)))
+        return empty or now >= self._drain_until
+
+    # --- the loop's steps --------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        due = self.clock.to_monotonic(self.core.next_wakeup())
+        until = min(due, self.membership.next_wakeup(), self._report_at)
+        if self._frontends.waiting or self._drain_until is not None:
+            until = min(until, time.monotonic_ns() + 10_000_000)
+        self._due = due if until == due and due > time.monotonic_ns() else None
+        self._waiter.wait(until)
+
+    def _follow_members(self) -> None:
+        for event in self.membership.step(time.monotonic_ns()):
+            self._take_in(event)
+
+    def _take_in(self, event: Event) -> None:
+        now = self.clock.now()
+        match event:
+            case ModelChanged(spec):
+                if any(spec.name in w.member.models for w in self.fleet.workers.values()):
+                    self._learn(now, [w.member for w in self.fleet.workers.values()])
+            case MemberChanged(what, member):
+                left = what in ("leave", "death")
+                if member.role == "frontend" and not left:
+                    if what == "join" and member.slot is not None:
+                        self.core.forget_slot(member.slot)
+                    self._frontends.saw(member)
+                elif member.role == "frontend":
+                    self._frontends.lost(member)
+                elif member.role == "worker" and left:
+                    self.fleet.gone(now, member)
+                elif member.role == "worker":
+                    self.fleet.saw(now, member)
+                    self._learn(now, [member])
+            case Refusal(reason, True):
+                raise SymphonyError(f"the broker refuses {self.settings.id}: {reason}")
+            case Refusal(reason, False):
+                _log.warning("the broker asks to wait: %s", reason)
+            case SlotChanged() | _:
+                pass
+
+    def _learn(self, now: int, members: list[Member]) -> None:
+        """Take in the models of these workers, and place the workers' GPUs with what is known now."""
+        longer = False
+        for member in members:
+            if member.shard != self.settings.id:
+                continue
+            for name in member.models:
+                spec = self.membership.models.get(name)
+                if spec is not None:
+                    longer |= self.table.learn(now, spec)
+            worker = self.fleet.workers.get(member.id)
+            if worker is not None:
+                self.fleet.place(now, worker)
+        if longer:
+            me = self.membership.me.model_copy(update={"models": list(self.table.names)})
+            self.membership.update(me)
+
+    def _follow_links(self) -> None:
+        now = self.clock.now()
+        self.fleet.read_links(now)
+        lost = self.fleet.take_lost()
+        if not lost:
+            return
+        self._act()
+        for out in lost:
+            n = out.key.size
+            _log.warning("sending %d requests of %s again", n, self.table.names[out.model])
+            self.core.submit(
+                now,
+                np.full(n, out.model, np.uint32),
+                out.deadline,
+                out.key,
+                np.full(n, out.priority, np.uint8),
+                True,
+            )
+        self._act(lost=True)
+
+    def _read_completions(self) -> None:
+        for frames in drain(self._done):
+            try:
+                if len(frames) != 2:
+                    raise wire.WireError("malformed", f"{len(frames)} frames instead of two")
+                done = wire.decode_done(frames[1])
+            except wire.WireError as error:
+                self.faults.count(f"done-{error.reason}", error)
+                continue
+            for out, started, finished, failed in self.fleet.completed(self.clock.now(), done):
+                self.stats.completed(out, started, finished, failed)
+
+    def _read_submits(self) -> None:
+        for frames in drain(self._submit):
+            try:
+                if len(frames) != 1:
+                    raise wire.WireError("malformed", f"{len(frames)} frames instead of one")
+                message = wire.decode_submit(frames[0])
+            except wire.WireError as error:
+                self.faults.count(f"submit-{error.reason}", error)
+                continue
+            if message.incarnation != self.membership.me.incarnation:
+                self.faults.count("submit-for-another-incarnation", f"slot {message.slot}")
+                refused = np.full(message.key.size, Status.UNAVAILABLE, np.uint8)
+                self._frontends.answer(self.clock.now(), message.key, refused, "the shard has restarted")
+                continue
+            self.stats.submitted(message.model, len(self.table.names))
+            self.core.submit(self.clock.now(), message.model, message.deadline, message.key, message.priority)
+
+    def _advance(self) -> None:
+        now = self.clock.now()
+        if self._due is not None:
+            late = time.monotonic_ns() - self._due
+            if late >= 0:
+                self.stats.woke(late)
+        if self.core.next_wakeup() <= now:
+            self.core.advance(now)
+
+    def _act(self, lost: bool = False) -> None:
+        """Carry out what the core has decided; sending may make it decide more."""
+        now = self.clock.now()
+        actions = self.core.actions
+        while actions.dispatched or actions.dropped:
+            dispatches = actions.dispatches()
+            if actions.dropped:
+                drops = actions.drops()
+                self.stats.dropped(np.frombuffer(drops.model, np.int64), len(self.table.names))
+                self._frontends.drops(now, drops.key, drops.reason, lost)
+                del drops
+            batches = self.fleet.record(dispatches)
+            del dispatches
+            self.core.clear_actions()
+            self.fleet.send(now, batches)
+        self._frontends.retry(now)
+
+    def _report(self) -> None:
+        mono = time.monotonic_ns()
+        if mono < self._report_at:
+            return
+        self._report_at = mono + REPORT_NS
+        _, p99_us = self.stats.lateness_us()
+        learned = min(int(p99_us * 1e3) + self.clock.uncertainty_ns, LARGEST_MARGIN_NS)
+        self.core.set_margin(max(self.settings.margin_ns, learned))
+        self.fleet.relearn()
+        gpus = sum(len(worker.gpus) for worker in self.fleet.workers.values())
+        report = self.stats.report(self.clock.now(), self.core, self.table, gpus)
+        report["margin_us"] = self.core.margin / 1e3
+        report["faults"] = dict(self.faults.counts)
+        self.membership.set_stats(report)
+        topic = f"stats.{self.settings.id}".encode()
+        if not send(self._publisher, [topic, msgpack.packb(report)]):
+            self.faults.count("stats-pipe-full")

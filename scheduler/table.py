@@ -1,0 +1,81 @@
+"""The shard's model table: names to numbers, and what the core is told of each model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from scheduler.core.limits import TYPES
+from scheduler.core.machine import Core
+from symphony.control import ModelSpec
+from symphony.faults import Faults
+
+_log = logging.getLogger(__name__)
+
+
+class ModelTable:
+    """Numbers for models and GPU types, dense and never used again within one run of the shard.
+
+    Args:
+        core: is told of every model and profile.
+        faults: counts what the core refuses.
+    """
+
+    def __init__(self, core: Core, faults: Faults) -> None:
+        self.names: list[str] = []
+        """Position = the number that SUBMIT messages use."""
+        self._core = core
+        self._faults = faults
+        self._number: dict[str, int] = {}
+        self._types: dict[str, int] = {}
+        self._specs: dict[str, ModelSpec] = {}
+
+    def number(self, name: str) -> int | None:
+        """The model's number, None if it is not in the table."""
+        return self._number.get(name)
+
+    def type_number(self, gpu_type: str) -> int | None:
+        """The GPU type's number; None if there are too many types."""
+        if gpu_type not in self._types:
+            if len(self._types) == TYPES:
+                self._faults.count("too-many-gpu-types", gpu_type)
+                return None
+            self._types[gpu_type] = len(self._types)
+        return self._types[gpu_type]
+
+    def learn(self, now: int, spec: ModelSpec) -> bool:
+        """Take in a specification, new or changed; True if the table has one more name.
+
+        A model whose objective has changed is refused here as it was by the registry: its number
+        would mean two things.
+        """
+        known = self._specs.get(spec.name)
+        if known == spec:
+            return False
+        if known is None:
+            number = len(self.names)
+            self._core.add_model(number, round(spec.slo_ms * 1e6), spec.max_batch)
+            self.names.append(spec.name)
+            self._number[spec.name] = number
+        elif (known.slo_ms, known.max_batch) != (spec.slo_ms, spec.max_batch):
+            self._faults.count("model-redefined", spec.name)
+            return False
+        self._specs[spec.name] = spec
+        number = self._number[spec.name]
+        for gpu_type, latency in spec.profiles.items():
+            kind = self.type_number(gpu_type)
+            if kind is None or (known is not None and known.profiles.get(gpu_type) == latency):
+                continue
+            try:
+                self._core.set_profile(now, number, kind, latency)
+            except ValueError as error:
+                self._faults.count("bad-profile", f"{spec.name} on {gpu_type}: {error}")
+        return known is None
+
+    def numbers(self, names: Iterable[str]) -> list[int]:
+        """Numbers of those models that the table knows, in order."""
+        return sorted({self._number[name] for name in names if name in self._number})
+
+    def slo_ns(self, number: int) -> int:
+        """The model's objective."""
+        return round(self._specs[self.names[number]].slo_ms * 1e6)

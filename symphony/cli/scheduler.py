@@ -1,0 +1,93 @@
+"""``symphony scheduler``: one scheduler shard, in the foreground."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import click
+
+from symphony.config import load_config
+
+
+@click.command()
+@click.option(
+    "--config",
+    "-c",
+    "path",
+    type=click.Path(path_type=Path),
+    envvar="SYMPHONY_CONFIG",
+    show_envvar=True,
+    help="YAML file of the cluster; its sections cluster, broker and scheduler count.",
+)
+@click.option("--id", "shard_id", default="shard-0", show_default=True, help="The shard's name.")
+@click.option("--registry", envvar="SYMPHONY_REGISTRY", help="Broker, e.g. tcp://127.0.0.1:5550.")
+@click.option("--publish", envvar="SYMPHONY_PUBLISH", help="Broker, publishers, e.g. tcp://127.0.0.1:5551.")
+@click.option(
+    "--subscribe", envvar="SYMPHONY_SUBSCRIBE", help="Broker, subscribers, e.g. tcp://127.0.0.1:5552."
+)
+@click.option("--host", metavar="ADDRESS", help="IP address to bind.  [default: the file's cluster.host]")
+@click.option(
+    "--policy", help="When a batch is ready: deferred, eager, target, latest, timeout:MS[:PREFERRED_SIZE]."
+)
+@click.option("--spin-us", type=click.IntRange(0), help="Busy-wait that long before each timer, µs.")
+@click.option(
+    "--drain",
+    "drain_s",
+    type=click.FloatRange(0, 3_600),
+    default=5.0,
+    show_default=True,
+    help="Longest time to finish what is queued when told to stop, seconds.",
+)
+@click.option("--insecure", is_flag=True, help="Bind an address that other machines reach, unauthenticated.")
+def command(
+    path: Path | None,
+    shard_id: str,
+    registry: str | None,
+    publish: str | None,
+    subscribe: str | None,
+    host: str | None,
+    policy: str | None,
+    spin_us: int | None,
+    drain_s: float,
+    insecure: bool,
+) -> None:
+    """Run one scheduler shard: queue requests, form batches, send them to this shard's workers.
+
+    Runs until Ctrl-C or SIGTERM, then drains. Exit code 0 after an ordered stop.
+    """
+    from scheduler.core.policies import make_policy
+    from scheduler.shard import Settings, Shard
+
+    config = load_config(path)
+    s = config.scheduler
+    chosen = policy or s.policy
+    try:
+        make_policy(chosen)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--policy") from None
+    shard = Shard(
+        Settings(
+            id=shard_id,
+            registry=registry or config.registry,
+            publish=publish or config.publish,
+            subscribe=subscribe or config.subscribe,
+            host=host or config.cluster.host,
+            insecure=insecure or config.cluster.insecure,
+            policy=chosen,
+            control_ns=s.control_latency_us * 1000,
+            data_ns=s.data_latency_us * 1000,
+            result_ns=s.result_latency_us * 1000,
+            margin_ns=s.timer_margin_us * 1000,
+            spin_ns=1000 * (s.spin_us if spin_us is None else spin_us),
+            max_queue=s.max_queue,
+            drain_s=drain_s,
+        )
+    )
+    try:
+        with shard.stopping.on_signals():
+            shard.start()
+            logging.getLogger(__name__).info("%s is up", shard_id)
+            shard.run()
+    finally:
+        shard.close()
