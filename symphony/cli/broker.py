@@ -28,7 +28,7 @@ _PORT = click.IntRange(1, 65_535)
     show_envvar=True,
     help="Configuration file; its sections cluster and broker count.",
 )
-@click.option("--host", metavar="ADDRESS", help="IP address to bind.  [default: 127.0.0.1].")
+@click.option("--host", metavar="ADDRESS", help="IP address to bind.  [default: 127.0.0.1]")
 @click.option("--registry-port", type=_PORT, help="Port that members and tools ask.  [default: 5550]")
 @click.option("--publish-port", type=_PORT, help="Port that publishers connect to.  [default: 5551]")
 @click.option("--subscribe-port", type=_PORT, help="Port that subscribers connect to.  [default: 5552]")
