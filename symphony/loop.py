@@ -136,7 +136,10 @@ class Loop:
         # A full message does leave, busy or not.
         held = None if len(self._intake) >= MOST else self._shards.held_until(now)
         if held is None and self._take_requests(now, sleep=True):
-            return now
+            self._shards.flush(now)
+            held = self._shards.held_until(now)
+            if held is None:
+                return now
         moments = [self._cluster_due, held, self._table.next_expiry(), self._intake.closes_at]
         if self._parked:
             moments.append(self._shards.routes.connecting(now))
