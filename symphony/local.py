@@ -6,6 +6,7 @@ import errno
 import socket
 import sys
 from collections.abc import Mapping
+from typing import Final
 
 from symphony.bus import BusError
 from symphony.config import Config, WorkerConfig
@@ -14,7 +15,10 @@ from symphony.snapshot import fetch_snapshot
 from symphony.status import Unavailable
 from symphony.supervisor import ChildSpec
 
-BROKER = "broker"
+BROKER: Final = "broker"
+_ROLE_VARIABLES: Final = frozenset(
+    f"SYMPHONY_{name}" for name in ("CONFIG", "REGISTRY", "PUBLISH", "SUBSCRIBE", "SHARD", "DEVICE")
+)
 
 
 def children(config: Config) -> list[ChildSpec]:
@@ -45,6 +49,11 @@ def _worker_options(worker: WorkerConfig) -> list[str]:
     for model in worker.models:
         options += ["--model", model]
     return [*options, "--threads", str(worker.threads)]
+
+
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what would send a role elsewhere than its configuration file says."""
+    return {k: v for k, v in environ.items() if k not in _ROLE_VARIABLES}
 
 
 def check_ports(config: Config) -> None:

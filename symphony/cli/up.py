@@ -53,7 +53,7 @@ def command(path: Path | None, port: int | None, policy: str | None) -> None:
     stops all of it in order on Ctrl-C or SIGTERM (a second one kills it). Exit code 0 after an ordered
     stop, 1 if the cluster could not be started or kept up.
     """
-    environment = dict(os.environ)
+    environment = local.child_environment(os.environ)
     if port is not None:
         for offset, key in enumerate(("REGISTRY", "PUBLISH", "SUBSCRIBE")):
             environment[f"SYMPHONY_BROKER_{key}_PORT"] = str(port + offset)
@@ -84,7 +84,7 @@ class Up:
     def __init__(self, config: Config, environment: dict[str, str]) -> None:
         self._config = config
         self._environment = environment
-        self._signals = 0
+        self._signals: list[signal.Signals] = []
         self._said_ready: dict[str, int] = {}
         self._complete = False
         self._failure: GaveUp | None = None
@@ -134,7 +134,8 @@ class Up:
             self._greet()
             if not self._supervisor.stopping:
                 if self._signals or self._failure:
-                    say("symphony up: stopping; a second Ctrl-C kills")
+                    why = f"got {self._signals[0].name}" if self._signals else "a process was given up"
+                    say(f"symphony up: {why}; stopping in order (a signal more kills)")
                     self._membership.leave()
                     self._supervisor.stop(now)
                     continue
@@ -147,7 +148,7 @@ class Up:
                     say(f"still waiting for {', '.join(missing)}")
                 elif missing and self._complete:
                     self._complete, began = False, now
-            elif self._signals > 1:
+            elif len(self._signals) > 1:
                 self._supervisor.kill()
 
     def _wait(self, limit: int) -> None:
@@ -216,8 +217,8 @@ class Up:
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
-    def _count(self, _number: int, _frame: object) -> None:
-        self._signals += 1
+    def _count(self, number: int, _frame: object) -> None:
+        self._signals.append(signal.Signals(number))
 
 
 def say(text: str) -> None:
