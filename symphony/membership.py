@@ -305,6 +305,8 @@ class Membership:
             events.append(SlotChanged(old, new))
         self.joined = True
         events.append(Joined(self.me))
+        if not same_record(joined.member, self.me):
+            self._send_update()
         self._replica.saw_sequences(self._now, joined.broker, joined.sequences)
 
     def _on_beat(self, beat: control.Beat) -> None:

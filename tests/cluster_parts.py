@@ -24,7 +24,7 @@ def running_broker(
     registry: str = ANY_PORT, publish: str = ANY_PORT, subscribe: str = ANY_PORT, **options: Any
 ) -> Iterator[Broker]:
     """A broker that runs on a thread for as long as the block; quick heartbeats and a short lease."""
-    values = {"heartbeat_ms": 50, "lease_ms": 400, "fresh": True, **options}
+    values = {"heartbeat_ms": 50, "lease_ms": 800, "fresh": True, **options}
     broker = Broker(registry, publish, subscribe, **values)
     thread = threading.Thread(target=broker.run, name="broker")
     try:

@@ -77,6 +77,9 @@ def command(
     try:
         with stopping.on_signals():
             follow(endpoint, topics or ("",), sys.stdout, stopping, count, seconds)
+    except BrokenPipeError:
+        # What is still buffered has no reader; click would make an exit code 1 of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
         stopping.close()
 
