@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,7 +49,10 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.setattr(
         module.importlib.util, "find_spec", lambda name: fake if name == fake.__name__ else real(name)
     )
+    handlers, level = logging.root.handlers[:], logging.root.level
     yield fake
+    logging.root.handlers[:] = handlers  # ours writes to a stream that pytest is about to close
+    logging.root.setLevel(level)
 
 
 def _exit_code(*arguments: str) -> int:
