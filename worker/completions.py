@@ -1,17 +1,28 @@
-"""Completion timings: DONE messages for the shard, which predicts by them, and for whoever listens."""
+"""Completion timings: DONE messages for the shard, which predicts by them, and for whoever listens.
+
+A publisher loses what it publishes before its subscriber's subscription has come. The shard must not
+miss a completion, so its messages are kept until the subscription is seen (an XPUB tells), and again
+while the connection is lost.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 import zmq
 
 from symphony import wire
-from symphony.bus import Bus, BusError, Sock, send
+from symphony.bus import Bus, BusError, Sock, drain, send
 from symphony.control import Member
 from symphony.faults import Faults
+from symphony.waiter import Waiter
 from worker.batch import Batch
+
+MAX_KEPT: Final = 10_000
+"""Messages kept for a shard that has not subscribed; the oldest go first."""
 
 
 class Completions:
@@ -19,13 +30,15 @@ class Completions:
 
     Args:
         bus: makes the two publishers.
+        waiter: wakes when the shard subscribes.
         worker: this worker's id.
         publish: where the broker takes in publications.
         faults: counts messages that could not be sent.
     """
 
-    def __init__(self, bus: Bus, worker: str, publish: str, faults: Faults) -> None:
+    def __init__(self, bus: Bus, waiter: Waiter, worker: str, publish: str, faults: Faults) -> None:
         self._bus = bus
+        self._waiter = waiter
         self._worker = worker
         self._faults = faults
         self._topic = f"done.{worker}".encode()
@@ -34,6 +47,8 @@ class Completions:
         self._ops = bus.connect(zmq.PUB, publish)
         self._shard: Sock | None = None
         self._shard_is: tuple[int, str] | None = None
+        self._subscriptions: set[bytes] = set()
+        self._kept: deque[list[bytes]] = deque()
 
     def follow_shard(self, shard: Member | None) -> None:
         """The shard that this worker belongs to, as the membership knows it now; None if it has gone."""
@@ -42,11 +57,15 @@ class Completions:
         if wanted == self._shard_is:
             return
         if self._shard is not None:
+            self._waiter.unregister(self._shard)
             self._bus.drop(self._shard)
         self._shard, self._shard_is = None, wanted
+        self._subscriptions.clear()
+        self._kept.clear()
         if wanted is not None:
             try:
-                self._shard = self._bus.connect(zmq.PUB, wanted[1])
+                self._shard = self._bus.connect(zmq.XPUB, wanted[1])
+                self._waiter.register(self._shard)
             except BusError as error:
                 self._faults.count("done-bad-endpoint", error)
 
@@ -60,8 +79,27 @@ class Completions:
         ``size`` is what the device executed (0 if nothing was left), ``failed`` what was planned and
         did not end as OK.
         """
-        if not self._finished:
-            return
+        if self._finished:
+            frames = [self._topic, self._take(to_cluster)]
+            if not send(self._ops, frames):
+                self._faults.count("done-ops-full")
+            if self._shard is not None:
+                self._kept.append(frames)
+                if len(self._kept) > MAX_KEPT:
+                    self._kept.popleft()
+                    self._faults.count("done-lost")
+        if self._shard is not None:
+            self._send_kept(self._shard)
+
+    def _send_kept(self, shard: Sock) -> None:
+        for subscription, *_ in drain(shard):
+            change = self._subscriptions.add if subscription[:1] == b"\x01" else self._subscriptions.discard
+            change(subscription[1:])
+        if any(self._topic.startswith(prefix) for prefix in self._subscriptions):
+            while self._kept and send(shard, self._kept[0]):
+                self._kept.popleft()
+
+    def _take(self, to_cluster: Callable[[int], int]) -> bytes:
         done, self._finished = self._finished, []
         names = list(dict.fromkeys(batch.model for batch in done))
         self._sequence += 1
@@ -79,7 +117,4 @@ class Completions:
             np.array([to_cluster(b.started_ns) for b in done], dtype=np.int64),
             np.array([to_cluster(b.finished_ns) for b in done], dtype=np.int64),
         )
-        frames = [self._topic, wire.encode_done(message)]
-        for sock in (self._shard, self._ops):
-            if sock is not None and not send(sock, frames):
-                self._faults.count("done-full")
+        return wire.encode_done(message)

@@ -150,7 +150,7 @@ class Worker:
             faults=self.faults,
         )
         self._frontends = Frontends(bus, self._waiter, self.faults)
-        self._completions = Completions(bus, settings.id, settings.publish, self.faults)
+        self._completions = Completions(bus, self._waiter, settings.id, settings.publish, self.faults)
         for source in (self._dispatch, *self._membership.sockets):
             self._waiter.register(source)
 

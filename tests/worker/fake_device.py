@@ -1,0 +1,81 @@
+"""A device without PyTorch: models are Python functions on stacked arrays."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from symphony.status import InvalidRequest
+from worker.definition import Definition, load_definition
+from worker.device import Executed, Item, rows_of
+from worker.executor import Executor
+from worker.runners import DeviceRunner
+
+Function = Callable[[np.ndarray[Any, Any]], Any]
+
+
+def double(x: np.ndarray[Any, Any]) -> Any:
+    """``y`` = twice the sum of each item's ``x``."""
+    return 2 * x.sum(axis=1)
+
+
+def definition(name: str = "double", **change: Any) -> Definition:
+    """``x`` FP32 [2] → ``y`` FP32 []; the profile says 1 ms and more."""
+    values: dict[str, Any] = {
+        "name": name,
+        "slo_ms": 100,
+        "max_batch": 32,
+        "loader": "nowhere:load",
+        "inputs": [{"name": "x", "dtype": "FP32", "shape": [2]}],
+        "outputs": [{"name": "y", "dtype": "FP32", "shape": []}],
+        "profile": {"alpha_ms": 0.1, "beta_ms": 1},
+    }
+    return load_definition(values | change)
+
+
+class FakeDevice:
+    """Runs ``function``; :attr:`gate`, when cleared, holds batches on the device."""
+
+    gpu_type = "fake"
+    memory_mb = 123
+
+    def __init__(self, function: Function = double) -> None:
+        self.function = function
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = 0
+        self.sizes: list[int] = []
+        self.prepared: list[int] = []
+        self._definitions: dict[str, Definition] = {}
+
+    def load(self, definition: Definition) -> None:
+        self._definitions[definition.name] = definition
+
+    def check(self, model: str, item: Item) -> None:
+        if (item["x"] == 13).any():
+            raise InvalidRequest("13 is not a number that this model takes")
+
+    def prepare(self, model: str, items: Sequence[Item]) -> Any:
+        self.prepared.append(len(items))
+        return np.stack([item["x"] for item in items])
+
+    def run(self, model: str, prepared: Any, count: int) -> Executed:
+        self.entered += 1
+        assert self.gate.wait(30)
+        self.sizes.append(count)
+        started = time.monotonic_ns()
+        outputs = rows_of(self._definitions[model], {"y": np.asarray(self.function(prepared))}, count)
+        return Executed(outputs, started, time.monotonic_ns())
+
+
+def runner(device: FakeDevice, *definitions: Definition) -> DeviceRunner:
+    return DeviceRunner(Executor(lambda: device, definitions))
+
+
+def xs(a: float, b: float = 0.0) -> dict[str, Any]:
+    """Inputs of one request."""
+    return {"x": np.array([a, b], dtype=np.float32)}
