@@ -1,22 +1,42 @@
 """Picks the scheduling core: compiled to C where the build made it, Python otherwise.
 
-``SYMPHONY_PURE=1`` in the environment forces Python. Both stay importable side by side.
+``SYMPHONY_PURE=1`` in the environment forces Python. Both stay importable side by side. A compiled core
+that is older than its sources is not used, so that an edit never goes unnoticed.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+import logging
 import os
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from scheduler.core.machine import Core as PythonCore
 
 
+_log = logging.getLogger(__name__)
+
+UNPACKING_S: Final = 10
+"""Files of one installation may be written that far apart."""
+
+
+@functools.cache
 def compiled_core() -> type[PythonCore] | None:
-    """The compiled class, or None where the build has none."""
+    """The compiled class, or None where the build has none or an edited source has overtaken it."""
     try:
         module: Any = importlib.import_module("scheduler.compiled.machine")
     except ImportError:
+        return None
+    here = Path(__file__).parent
+    built = min(path.stat().st_mtime for path in (here / "compiled").glob("*.so"))
+    sources = [*(here / "core").glob("*.py"), *(here / "compiled").glob("*.pxd")]
+    newest = max(sources, key=lambda path: path.stat().st_mtime)
+    if newest.stat().st_mtime > built + UNPACKING_S:
+        _log.warning(
+            "the compiled core is older than %s: using Python; `make build` compiles it", newest.name
+        )
         return None
     core: type[PythonCore] = module.Core
     return core
