@@ -254,10 +254,9 @@ class Membership:
 
     def _on_answer(self, frames: list[bytes], events: list[Event]) -> None:
         received = time.monotonic_ns()
-        if len(frames) != 1:
-            self.faults.count("registry-malformed", f"{len(frames)} frames")
-            return
         try:
+            if len(frames) != 1:
+                raise WireError("malformed", f"{len(frames)} frames instead of one")
             message = control.decode_control(frames[0])
         except WireError as error:
             self.faults.count(f"registry-{error.reason}", error)
@@ -369,14 +368,9 @@ class Membership:
             self._pings.sent(sent_at, now + (ANSWER_NS if sent else RETRY_NS))
         if not self._registered:
             if self._join_at is not None and now >= self._join_at:
-                self._join_sent = self._send(
-                    control.Join(
-                        member=self.me,
-                        models=self._announced,
-                        gpus_wanted=self._gpus_wanted,
-                        gpu_type=self._gpu_type,
-                    )
-                )
+                wanted: dict[str, Any] = {"gpus_wanted": self._gpus_wanted, "gpu_type": self._gpu_type}
+                join = control.Join(member=self.me, models=self._announced, **wanted)
+                self._join_sent = self._send(join)
                 self._join_at = now + (ANSWER_NS if self._join_sent else RETRY_NS)
             return
         if now >= self._heartbeat_at:

@@ -238,7 +238,6 @@ def test_everybody_is_known_again_after_a_broker_restart_and_nobody_died_meanwhi
         slot = front.membership.me.slot
     try:
         nodes.until(lambda: not front.membership.broker_alive)
-        assert not front.membership.broker_alive
         assert front.membership.joined
         assert all(node.known == everybody for node in nodes.all), "what is known stays"
         with restart(nodes, fresh=False) as new:
