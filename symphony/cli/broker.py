@@ -5,14 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from symphony.config import load_config
-
-if TYPE_CHECKING:
-    from broker.server import Broker
 
 _log = logging.getLogger(__name__)
 _PORT = click.IntRange(1, 65_535)
@@ -69,7 +65,11 @@ def command(
     given = {f"SYMPHONY_{key}": str(value) for key, value in options.items() if value is not None}
     config = load_config(path, {**os.environ, **given})
 
-    from broker.server import run_broker
+    from broker.server import Broker, run_broker
+
+    def say_ready(broker: Broker) -> None:
+        ends = (broker.registry, broker.publish, broker.subscribe)
+        _log.info("ready: registry %s, publishers %s, subscribers %s", *ends)
 
     run_broker(
         config.registry,
@@ -79,14 +79,5 @@ def command(
         lease_ms=config.broker.lease_ms,
         fresh=fresh,
         insecure=config.cluster.insecure,
-        ready=_say_ready,
-    )
-
-
-def _say_ready(broker: Broker) -> None:
-    _log.info(
-        "ready: registry %s, publishers %s, subscribers %s",
-        broker.registry,
-        broker.publish,
-        broker.subscribe,
+        ready=say_ready,
     )
