@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from scheduler.core.machine import Core as PythonCore
 
-
 _log = logging.getLogger(__name__)
 
 UNPACKING_S: Final = 10

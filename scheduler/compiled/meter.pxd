@@ -1,10 +1,10 @@
 cdef long long SAMPLE_NS
 cdef long long SAMPLES
-cdef long long RING
 
 cdef class Meter:
     cdef public long long lanes
     cdef public int[::1] counts
+    cdef public long long[::1] current
     cdef public long long[::1] total
     cdef public long long[::1] sample
     cdef public long long[::1] first

@@ -6,6 +6,8 @@ cdef class Queues:
     cdef public long long[::1] mask
     cdef public long long[::1] head
     cdef public long long[::1] count
+    cdef public long long[::1] first
+    cdef public long long[::1] last
     cdef public long long[::1] finish
     cdef public unsigned long long[::1] key
     cdef public long long _used

@@ -25,8 +25,6 @@ SAMPLE_NS = 50_000_000
 """Length of one sample of the arrival rate."""
 SAMPLES = 100
 """Whole samples behind a rate."""
-RING = SAMPLES + 1
-"""One more cell than whole samples: the one that is being filled."""
 SMALLEST_RING = 16
 """Slots of a lane's first ring."""
 

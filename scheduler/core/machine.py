@@ -303,7 +303,7 @@ class Core(Window):
                 continue
             if meter.sample[lane] != sample:
                 meter.roll(lane, sample)
-            meter.add(lane, 1)
+            meter.current[lane] += 1
             queues.push(lane, due - result, ident)
             if self.lane_dirty[lane] == 0:
                 self.lane_dirty[lane] = 1

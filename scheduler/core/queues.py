@@ -18,6 +18,9 @@ from .limits import SMALLEST_RING
 class Queues:
     """Rings of (finish-by in ns, request key). Memory: 16 bytes per slot; rings double, never shrink.
 
+    ``first`` and ``last`` repeat the finish-by of a lane's head and tail, so that the common arrival,
+    behind the tail, reads nothing of a ring that is seldom in the cache.
+
     Request i of a lane (0 = head) is at ``base[lane] + ((head[lane] + i) & mask[lane])`` of
     ``finish`` and ``key``; ``mask`` is -1 while a lane has no ring.
     """
@@ -28,6 +31,8 @@ class Queues:
         self.mask = array("q")
         self.head = array("q")
         self.count = array("q")
+        self.first = array("q")
+        self.last = array("q")
         self.finish = array("q", bytes(8 * 1024))
         self.key = array("Q", bytes(8 * 1024))
         self._used = 0
@@ -41,6 +46,8 @@ class Queues:
             self.mask = widen("q", self.mask, more, -1)
             self.head = widen("q", self.head, more)
             self.count = widen("q", self.count, more)
+            self.first = widen("q", self.first, more)
+            self.last = widen("q", self.last, more)
         self.lanes += 1
         return self.lanes - 1
 
@@ -53,21 +60,30 @@ class Queues:
         mask = self.mask[lane]
         i = self.head[lane] + n
         self.count[lane] = n + 1
-        while n > 0:
-            before = base + ((i - 1) & mask)
-            if self.finish[before] <= finish:
-                break
-            self.finish[base + (i & mask)] = self.finish[before]
-            self.key[base + (i & mask)] = self.key[before]
-            i -= 1
-            n -= 1
+        if n == 0 or self.last[lane] <= finish:
+            self.last[lane] = finish
+            if n == 0:
+                self.first[lane] = finish
+        else:
+            while n > 0:
+                before = base + ((i - 1) & mask)
+                if self.finish[before] <= finish:
+                    break
+                self.finish[base + (i & mask)] = self.finish[before]
+                self.key[base + (i & mask)] = self.key[before]
+                i -= 1
+                n -= 1
+            if n == 0:
+                self.first[lane] = finish
         self.finish[base + (i & mask)] = finish
         self.key[base + (i & mask)] = key
 
     def pop(self, lane: int, n: int) -> None:
         """Forget the first ``n`` requests."""
-        self.head[lane] = (self.head[lane] + n) & self.mask[lane]
+        head = (self.head[lane] + n) & self.mask[lane]
+        self.head[lane] = head
         self.count[lane] -= n
+        self.first[lane] = self.finish[self.base[lane] + head]
 
     def at(self, lane: int, i: int) -> int:
         """Finish-by of request i."""

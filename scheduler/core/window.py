@@ -156,8 +156,8 @@ class Window:
             most = largest
         if most == 0:
             return 0
-        hard = self.queues.at(lane, 0) - margin - free
-        budget = self.queues.at(lane, 0) - margin - now - self.control
+        hard = self.queues.first[lane] - margin - free
+        budget = self.queues.first[lane] - margin - now - self.control
         return self.models.fit(at, most, self.data, budget, hard)
 
     def _give_up(self, lane: int, at: int, now: int, free: int, margin: int) -> None:
@@ -174,7 +174,7 @@ class Window:
             return
         target = self.lane_target[lane]
         want = target if target < n else n
-        if self._ends(at, want, now, free) + margin <= queues.at(lane, 0):
+        if self._ends(at, want, now, free) + margin <= queues.first[lane]:
             return
         largest = models.max_batch[self.lane_model[lane]]
         low = n - largest if n > largest else 0
@@ -237,7 +237,7 @@ class Window:
             return
         at = models.table[model * TYPES + kind]
         most = models.max_batch[model]
-        head = queues.at(lane, 0) - self.margin - self.type_margin[kind] - self.control
+        head = queues.first[lane] - self.margin - self.type_margin[kind] - self.control
         self._aim(lane, model, at, now)
         size = n
         if n > most or models.latency[at + n] + n * self.data > head - now:
@@ -246,14 +246,14 @@ class Window:
             if kind < 0:
                 return
             at = models.table[model * TYPES + kind]
-            head = queues.at(lane, 0) - self.margin - self.type_margin[kind] - self.control
+            head = queues.first[lane] - self.margin - self.type_margin[kind] - self.control
             size = self.lane_size[lane]
         latest = head - models.latency[at + size] - size * self.data
         full = size == most
         frontrun = latest
         if not full:
             frontrun = head - models.latency[at + size + 1] - (size + 1) * self.data
-        arrived = queues.at(lane, 0) + self.result - models.slo[model]
+        arrived = queues.first[lane] + self.result - models.slo[model]
         opens = self.policy.opens(now, size, self.lane_target[lane], full, frontrun, latest, arrived)
         if opens > latest:
             opens = latest
