@@ -1,0 +1,8 @@
+"""The load generator is tested against the client's fake cluster."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "symphony"))
