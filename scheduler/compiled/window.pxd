@@ -43,6 +43,7 @@ cdef class Window:
     cdef public signed char[::1] lane_dirty
     cdef public long long[::1] dirty
     cdef public long long[::1] fast
+    cdef public long long[::1] fast_at
     cdef public unsigned long long[::1] last_key
     cdef public long long[::1] type_margin
     cdef public Heap pending

@@ -73,6 +73,7 @@ class Core(Window):
         more = self.models.capacity - len(self.fast)
         if more > 0:
             self.fast = widen("q", self.fast, more, -1)
+            self.fast_at = widen("q", self.fast_at, more, -1)
             self.lane_of = widen("q", self.lane_of, PRIORITIES * more, -1)
             self.gpus.reserve_models(self.models.capacity)
             self._serve_all()
@@ -216,6 +217,7 @@ class Core(Window):
                 if best < 0 or least < models.latency[models.table[model * TYPES + best] + 1]:
                     best = kind
         self.fast[model] = best
+        self.fast_at[model] = models.table[model * TYPES + best] if best >= 0 else -1
 
     def _changed(self, now: int, everything: bool) -> None:
         """What can serve the lanes has changed: form them anew if a class of GPUs came or went."""

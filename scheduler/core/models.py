@@ -12,7 +12,7 @@ from .limits import TYPES
 
 
 class Models:
-    """Memory: 560 bytes per model, and 8 per entry of a latency table.
+    """Memory: 530 bytes per model, and 8 per entry of a table that differs from all others.
 
     ``table[model * TYPES + type]`` is where that table starts in ``latency``, -1 without one;
     ``latency[start + b]`` is l(b) in ns for 1 ≤ b ≤ ``max_batch[model]``.
@@ -26,6 +26,10 @@ class Models:
         self.max_batch = array("q")
         self.table = array("q")
         self.latency = array("q")
+        self._place: dict[tuple[int, ...], int] = {}
+        self._content: dict[int, tuple[int, ...]] = {}
+        self._users: dict[int, int] = {}
+        self._spare: dict[int, list[int]] = {}
 
     def add(self, model: int, slo_ns: int, max_batch: int) -> None:
         """A new model, or a known one with another objective (its tables go)."""
@@ -39,21 +43,47 @@ class Models:
             self.table = widen("q", self.table, TYPES * more, -1)
             self.capacity += more
         for kind in range(TYPES):
-            self.table[model * TYPES + kind] = -1
+            self._release(model * TYPES + kind)
         self.known[model] = 1
         self.draining[model] = 0
         self.slo[model] = slo_ns
         self.max_batch[model] = max_batch
 
     def set_table(self, model: int, gpu_type: int, latency_ns: Sequence[int]) -> None:
-        """Set l(1) … l(max_batch); the caller has checked that they are positive and monotone."""
-        at = self.table[model * TYPES + gpu_type]
+        """Set l(1) … l(max_batch); the caller has checked that they are in range and monotone.
+
+        Models with the same latencies share one table: a thousand replicas of one model then need
+        no more cache than one.
+        """
+        content = tuple(latency_ns)
+        at = self._place.get(content, -1)
         if at < 0:
-            at = len(self.latency)
-            self.latency = widen("q", self.latency, 1 + self.max_batch[model])
-            self.table[model * TYPES + gpu_type] = at
-        for b in range(self.max_batch[model]):
-            self.latency[at + 1 + b] = latency_ns[b]
+            spare = self._spare.get(len(content))
+            if spare:
+                at = spare.pop()
+            else:
+                at = len(self.latency)
+                self.latency = widen("q", self.latency, 1 + len(content))
+            for b in range(len(content)):
+                self.latency[at + 1 + b] = content[b]
+            self._place[content] = at
+            self._content[at] = content
+            self._users[at] = 0
+        self._users[at] += 1
+        self._release(model * TYPES + gpu_type)
+        self.table[model * TYPES + gpu_type] = at
+
+    def _release(self, entry: int) -> None:
+        """The entry of ``table`` no longer uses what it points at."""
+        at = self.table[entry]
+        self.table[entry] = -1
+        if at >= 0:
+            self._users[at] -= 1
+            if self._users[at] == 0:
+                content = self._content.pop(at)
+                del self._users[at]
+                del self._place[content]
+                self._spare.setdefault(len(content), []).append(at)
 
     def fit(self, at: int, most: int, per_request: int, budget: int, hard: int) -> int:
         """Largest b ≤ most with l(b) + b·per_request ≤ budget and l(b) ≤ hard; 0 if there is none."""

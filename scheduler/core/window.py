@@ -68,6 +68,7 @@ class Window:
         self.lane_dirty = array("b")
         self.dirty = array("q")
         self.fast = array("q")
+        self.fast_at = array("q")
         self.last_key = array("Q", bytes(8 * SLOTS))
         self.type_margin = array("q", bytes(8 * TYPES))
         self.pending = Heap(0)
@@ -235,7 +236,9 @@ class Window:
             self._drop(lane, n, UNSERVED)
             self._rest(lane)
             return
-        at = models.table[model * TYPES + kind]
+        at = self.fast_at[model]
+        if kind != self.fast[model]:
+            at = models.table[model * TYPES + kind]
         most = models.max_batch[model]
         head = queues.first[lane] - self.margin - self.type_margin[kind] - self.control
         self._aim(lane, model, at, now)
