@@ -267,10 +267,8 @@ class FakeCluster:
 
     def __init__(self, shards: int = 1, models: list[str] | None = None, lease_ms: int = 600) -> None:
         any_port = "tcp://127.0.0.1:*"
-        self.broker = Broker(any_port, any_port, any_port, heartbeat_ms=100, lease_ms=lease_ms, fresh=True)
-        self.broker.start()
-        self._thread = threading.Thread(target=self.broker.run, name="broker", daemon=True)
-        self._thread.start()
+        self._lease_ms = lease_ms
+        self._start_broker(any_port, any_port, any_port)
         self.registry, self.subscribe = self.broker.registry, self.broker.subscribe
         self.shards: list[FakeShard] = []
         try:
@@ -280,6 +278,22 @@ class FakeCluster:
             self.close()
             raise
 
+    def _start_broker(self, *endpoints: str) -> None:
+        self.broker = Broker(*endpoints, heartbeat_ms=100, lease_ms=self._lease_ms, fresh=True)
+        self.broker.start()
+        self._thread = threading.Thread(target=self.broker.run, name="broker", daemon=True)
+        self._thread.start()
+
+    def stop_broker(self) -> None:
+        self.broker.stop()
+        self._thread.join(10)
+        self.broker.close()
+
+    def restart_broker(self) -> None:
+        """Another broker on the same ports, which knows nobody."""
+        self.stop_broker()
+        self._start_broker(self.registry, self.broker.publish, self.subscribe)
+
     def add_shard(self, number: int, models: list[str] | None = None) -> FakeShard:
         shard = FakeShard(self.registry, self.subscribe, number, models)
         self.shards.append(shard)
@@ -288,9 +302,7 @@ class FakeCluster:
     def close(self) -> None:
         for shard in self.shards:
             shard.leave()
-        self.broker.stop()
-        self._thread.join(10)
-        self.broker.close()
+        self.stop_broker()
 
     def __enter__(self) -> FakeCluster:
         return self

@@ -111,7 +111,7 @@ def test_many_in_flight_from_several_threads(client: Client) -> None:
     results: list[list[float]] = [[] for _ in range(6)]
 
     def caller(number: int) -> None:
-        futures = [client.submit("double", {"x": np.float32([number, i])}) for i in range(150)]
+        futures = [client.submit("double", {"x": np.array([number, i], np.float32)}) for i in range(150)]
         results[number] = [float(f.result(20).outputs["y"][1]) for f in futures]
         for i in range(10):
             assert client.infer("double", {"x": [number, i]})["y"].tolist() == [2 * number, 2 * i]
@@ -207,7 +207,9 @@ def run(cluster: FakeCluster, scenario: Callable[[AsyncClient], Awaitable[None]]
 
 def test_async_thousands_at_once(cluster: FakeCluster) -> None:
     async def scenario(client: AsyncClient) -> None:
-        tasks = [client.infer("double", {"x": np.float32([i])}, deadline_ms=10_000) for i in range(3_000)]
+        tasks = [
+            client.infer("double", {"x": np.array([i], np.float32)}, deadline_ms=10_000) for i in range(3_000)
+        ]
         answers = await asyncio.gather(*tasks)
         assert [float(a["y"][0]) for a in answers] == [2.0 * i for i in range(3_000)]
 

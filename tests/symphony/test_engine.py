@@ -156,8 +156,9 @@ def test_what_is_invalid_raises_and_nothing_is_sent(
     engine: Engine, cluster: FakeCluster, arguments: dict[str, Any], text: str
 ) -> None:
     done = Outcomes()
+    everything: dict[str, Any] = {"model": "double", "inputs": X, "on_done": done} | arguments
     with pytest.raises(InvalidRequest, match=text):
-        engine.submit_raw(**{"model": "double", "inputs": X, "on_done": done} | arguments)
+        engine.submit_raw(**everything)
     submit(engine, "plain", done)
     assert done.wait(1) == {Status.OK: 1}
     assert sum(message.key.size for message in cluster.shards[0].submitted) == 1
@@ -313,6 +314,32 @@ def test_requests_go_on_while_the_broker_is_away(engine: Engine, cluster: FakeCl
     assert done.wait(51) == {Status.OK: 51}
 
 
+def test_a_restarted_broker_changes_nothing_for_requests(engine: Engine, cluster: FakeCluster) -> None:
+    done, tag = Outcomes(), 0
+    before = cluster.broker.incarnation
+    slots: list[int] = []
+    for restart in (False, True, True):
+        if restart:
+            cluster.restart_broker()
+
+            def is_back() -> bool:
+                me = next((m for m in cluster.broker.members.members.values() if m.role == "frontend"), None)
+                if me is not None and me.slot is not None:
+                    slots.append(me.slot)
+                return me is not None and "shard-0" in cluster.broker.members.members
+
+            while not is_back():
+                submit(engine, "double", done, tag)
+                tag += 1
+                done.wait(tag)
+        for _ in range(20):
+            submit(engine, "plain", done, tag)
+            tag += 1
+    assert cluster.broker.incarnation != before
+    assert done.wait(tag) == {Status.OK: tag}
+    assert len(set(slots)) == 1  # it asks to keep its slot, and nobody else has it
+
+
 def test_waiting_for_a_model_tells_what_is_wrong(engine: Engine, cluster: FakeCluster) -> None:
     with pytest.raises(UnknownModel, match="unknown model 'nix'; the cluster has: double, drops"):
         engine.wait_for_model("nix", 0.05)
@@ -383,6 +410,7 @@ def junk(seed: int) -> list[list[bytes]]:
 @pytest.mark.parametrize("link", ["fetch", "reply"])
 def test_hostile_messages_are_counted_and_harmless(engine: Engine, link: str) -> None:
     me = wait_until(lambda: next((m for m in engine.members.values() if m.role == "frontend"), None))
+    assert me is not None
     kind = zmq.DEALER if link == "fetch" else zmq.PUSH
     with Bus() as bus:
         sock = bus.connect(kind, me.endpoints[link])
