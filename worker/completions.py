@@ -8,8 +8,8 @@ while the connection is lost.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Collection
+from typing import Any, Final
 
 import numpy as np
 import zmq
@@ -88,16 +88,17 @@ class Completions:
                 if len(self._kept) > MAX_KEPT:
                     self._kept.popleft()
                     self._faults.count("done-lost")
-        if self._shard is not None:
-            self._send_kept(self._shard)
+        if self._shard is not None and self._kept and any(map(self._topic.startswith, self._subscriptions)):
+            while self._kept and send(self._shard, self._kept[0]):
+                self._kept.popleft()
 
-    def _send_kept(self, shard: Sock) -> None:
-        for subscription, *_ in drain(shard):
+    def follow_subscriptions(self, ready: Collection[Any]) -> None:
+        """Look what the shard has subscribed to, if its socket is among those that have input."""
+        if self._shard is None or self._shard not in ready:
+            return
+        for subscription, *_ in drain(self._shard):
             change = self._subscriptions.add if subscription[:1] == b"\x01" else self._subscriptions.discard
             change(subscription[1:])
-        if any(self._topic.startswith(prefix) for prefix in self._subscriptions):
-            while self._kept and send(shard, self._kept[0]):
-                self._kept.popleft()
 
     def _take(self, to_cluster: Callable[[int], int]) -> bytes:
         done, self._finished = self._finished, []

@@ -7,7 +7,7 @@ known to have yet (its announcement is still on the way) is kept until its time 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -184,16 +184,20 @@ class Frontends:
 
     # -- what comes in ---------------------------------------------------------------------------
 
-    def arrived(self, limit: int = 100) -> Iterator[tuple[set[int], bytes, list[Any]]]:
+    def arrived(
+        self, ready: Collection[Any], limit: int = 100
+    ) -> Iterator[tuple[set[int], bytes, list[Any]]]:
         """Answers to fetches as ``(slots of the sender, header, tensor frames)``.
 
-        At most ``limit`` messages of each frontend. Tensor frames are views of the message's memory.
+        At most ``limit`` messages from each of the sockets in ``ready``. Tensor frames are views of the
+        message's memory.
         """
-        for link in list(self._links.values()):
-            for _ in range(limit if link.fetch is not None else 0):
-                assert link.fetch is not None
+        for link in [link for link in self._links.values() if link.fetch in ready]:
+            fetch = link.fetch
+            for _ in range(limit if fetch is not None else 0):
+                assert fetch is not None
                 try:
-                    header, *rest = link.fetch.recv_multipart(zmq.NOBLOCK, copy=False)
+                    header, *rest = fetch.recv_multipart(zmq.NOBLOCK, copy=False)
                 except zmq.Again:
                     break
                 yield link.slots, header.bytes, [frame.buffer for frame in rest]

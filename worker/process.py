@@ -156,12 +156,13 @@ class Worker:
 
     def _loop(self) -> None:
         while not self._finished():
-            self._waiter.wait(self._next_wakeup())
-            self._follow_cluster()
+            ready = self._waiter.wait(self._next_wakeup())
+            self._follow_cluster(ready)
             self._follow_device()
-            self._take_plans()
-            self._take_inputs()
+            self._take_plans(ready)
+            self._take_inputs(ready)
             self._answer(self._runner.advance(time.monotonic_ns()))
+            self._completions.follow_subscriptions(ready)
             self._completions.flush(self._clock.to_cluster)
             self._frontends.expire(time.monotonic_ns())
 
@@ -175,10 +176,12 @@ class Worker:
 
     # -- the cluster -----------------------------------------------------------------------------
 
-    def _follow_cluster(self) -> None:
+    def _follow_cluster(self, ready: list[Any]) -> None:
         now = time.monotonic_ns()
         if now >= self._cluster_due:
             self._membership.set_stats(self._stats())
+        elif not any(sock in ready for sock in self._membership.sockets):
+            return
         for event in self._membership.step(now):
             match event:
                 case MemberChanged():
@@ -242,8 +245,8 @@ class Worker:
 
     # -- batches ---------------------------------------------------------------------------------
 
-    def _take_plans(self) -> None:
-        for frames in drain(self._dispatch):
+    def _take_plans(self, ready: list[Any]) -> None:
+        for frames in drain(self._dispatch) if self._dispatch in ready else ():
             now = time.monotonic_ns()
             try:
                 if len(frames) != 1:
@@ -275,8 +278,8 @@ class Worker:
             batch.settle_pending(no[0], f"{self._settings.id}: {no[1]}")
         self._answer([batch])
 
-    def _take_inputs(self) -> None:
-        for slots, header, frames in self._frontends.arrived():
+    def _take_inputs(self, ready: list[Any]) -> None:
+        for slots, header, frames in self._frontends.arrived(ready):
             try:
                 message = wire.decode_tensors(header, len(frames))
                 strange = self._runner.arrived(slots, message, frames)
