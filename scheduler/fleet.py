@@ -256,9 +256,9 @@ class Fleet:
         if rows:
             self._core.complete(now, done.gpu[rows], done.batch[rows], done.finished[rows])
 
-    def relearn(self) -> None:
+    def relearn(self, cap_ns: int) -> None:
         """Give the core the margins that the completions since the last call call for."""
-        for gpu, margin in self.margins.by_gpu():
+        for gpu, margin in self.margins.by_gpu(cap_ns):
             self._core.set_gpu_margin(gpu, margin)
         kinds: dict[int, list[int]] = {}
         for worker in self.workers.values():

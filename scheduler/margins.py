@@ -1,7 +1,9 @@
 """How much later than predicted batches end: a margin per GPU, learned from completions.
 
 A margin is the 95th percentile of (measured end − predicted end) over the GPU's last batches, never
-below zero: a batch is formed so that it would still be in time if it ran that much over.
+below zero: a batch is formed so that it would still be in time if it ran that much over. Every margin
+costs capacity, since the time it keeps free serves nobody, so the caller caps it by a small share of the
+objectives: a GPU that runs over by more than that is broken or starved, and no margin cures it.
 """
 
 from __future__ import annotations
@@ -14,8 +16,6 @@ REMEMBERED: Final = 128
 """Completions per GPU behind a margin."""
 ENOUGH: Final = 16
 """Completions before a GPU has a margin at all."""
-LARGEST_NS: Final = 100_000_000
-"""No margin is larger: a GPU that runs later than that is broken, not slow."""
 
 
 class Margins:
@@ -34,14 +34,14 @@ class Margins:
         overruns.append(overrun_ns)
         self._fresh.add(gpu)
 
-    def by_gpu(self) -> Iterator[tuple[int, int]]:
-        """(GPU, margin in ns) of those with new completions since the last call."""
+    def by_gpu(self, cap_ns: int) -> Iterator[tuple[int, int]]:
+        """(GPU, margin in ns, at most ``cap_ns``) of those with new completions since the last call."""
         fresh, self._fresh = self._fresh, set()
         for gpu in sorted(fresh):
             overruns = self._overruns[gpu]
             if len(overruns) >= ENOUGH:
                 high = sorted(overruns)[len(overruns) * 95 // 100]
-                self._margins[gpu] = min(max(high, 0), LARGEST_NS)
+                self._margins[gpu] = min(max(high, 0), cap_ns)
                 yield gpu, self._margins[gpu]
 
     def of(self, gpu: int) -> int:

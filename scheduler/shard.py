@@ -36,8 +36,10 @@ from symphony.waiter import Waiter
 _log = logging.getLogger(__name__)
 
 REPORT_NS: Final = 1_000_000_000
-LARGEST_MARGIN_NS: Final = 5_000_000
-"""Most that late timers add to the margin: beyond that the machine is overloaded, not late."""
+TIMER_SHARE: Final = 50
+GPU_SHARE: Final = 20
+"""Learned margins, for late timers and for batches that run over, are at most the tightest objective
+divided by these: time that is kept free serves nobody."""
 MAX_SUBMIT_BYTES: Final = 4 << 20
 
 
@@ -298,9 +300,10 @@ class Shard:
             return
         self._report_at = mono + REPORT_NS
         _, p99_us = self.stats.lateness_us()
-        learned = min(int(p99_us * 1e3) + self.clock.uncertainty_ns, LARGEST_MARGIN_NS)
+        slo = self.table.tightest_slo_ns()
+        learned = min(int(p99_us * 1e3) + self.clock.uncertainty_ns, slo // TIMER_SHARE)
         self.core.set_margin(max(self.settings.margin_ns, learned))
-        self.fleet.relearn()
+        self.fleet.relearn(slo // GPU_SHARE)
         gpus = sum(len(worker.gpus) for worker in self.fleet.workers.values())
         report = self.stats.report(self.clock.now(), self.core, self.table, gpus)
         report["margin_us"] = self.core.margin / 1e3

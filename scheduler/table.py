@@ -76,6 +76,6 @@ class ModelTable:
         """Numbers of those models that the table knows, in order."""
         return sorted({self._number[name] for name in names if name in self._number})
 
-    def slo_ns(self, number: int) -> int:
-        """The model's objective."""
-        return round(self._specs[self.names[number]].slo_ms * 1e6)
+    def tightest_slo_ns(self) -> int:
+        """The smallest objective in the table; 1 s while it is empty."""
+        return min((round(spec.slo_ms * 1e6) for spec in self._specs.values()), default=1_000_000_000)
