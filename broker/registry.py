@@ -145,7 +145,10 @@ class Registry:
         wanted = join.member
         old = self.members.get(wanted.id)
         if old is not None and old.incarnation != wanted.incarnation:
-            return self._contested(now, old, wanted)
+            if self._expires[wanted.id] > now:
+                return self._contested(now, old, wanted)
+            self._remove("death", old)  # its lease has run out since the last tick
+            old = None
         if old is None and len(self.members) >= MAX_MEMBERS:
             return control.Refused(reason=f"the cluster has {MAX_MEMBERS} members already", retry_ms=1_000)
         refused = self._unacceptable(join) or self._hold_off(now, join)
@@ -205,8 +208,11 @@ class Registry:
             since = now
         if len(self._contests) < MAX_CONTESTS:
             self._contests[wanted.id] = (wanted.incarnation, since)
+        # Final only if the old one has shown since that it lives: a heartbeat that was on its way when
+        # it died, or a death that this loop has been slow to notice, must not turn its successor away.
         lease = self._lease_ms * MS
-        final = now - since > lease
+        renewed = self._expires[wanted.id] > since + lease + self._heartbeat_ms * MS
+        final = renewed and now - since > lease
         remaining = max(0, self._expires[wanted.id] - now) // MS + 1
         return control.Refused(
             reason=(

@@ -117,6 +117,19 @@ def test_two_live_members_with_one_id() -> None:
     assert join(reg, member("w", incarnation=3), LEASE + 3 * MS).retry_ms is not None
 
 
+def test_a_last_heartbeat_on_its_way_does_not_turn_a_successor_away() -> None:
+    reg = registry()
+    join(reg, member("w"))
+    join(reg, member("w", incarnation=2), MS)
+    beat(reg, member("w"), 2 * MS)
+    asked = join(reg, member("w", incarnation=2), LEASE + MS + MS // 2)
+    assert asked.retry_ms is not None, "nothing was heard of the first one since"
+    published(reg)
+    # The lease is over, and no tick has come yet.
+    assert isinstance(join(reg, member("w", incarnation=2), LEASE + 3 * MS), control.Joined)
+    assert published(reg) == [("death", "w"), ("join", "w")]
+
+
 def test_a_restarted_member_comes_in_when_the_lease_of_the_one_before_is_over() -> None:
     reg = registry()
     join(reg, member("w"))
