@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from fake_cluster import FakeCluster
+from fake_cluster import GRACE_MS, FakeCluster
 from helpers import free_ports
 
 from frontend.arrivals import Arrivals
@@ -43,7 +43,7 @@ def test_every_request_is_offered_and_each_has_its_place(cluster: FakeCluster) -
     steps: list[Progress] = []
     models = ("plain", "double", "upper", "drops", "full", "fails", "silent", "late", "twice")
     loads = [ModelLoad(model=m, rate=100, arrivals=Arrivals("constant")) for m in models]
-    report = run_load(plan(cluster, *loads, grace_ms=200), steps.append)
+    report = run_load(plan(cluster, *loads, grace_ms=GRACE_MS), steps.append)
     assert report.ok
     assert report.total.offered == 450
     place = {
@@ -79,7 +79,7 @@ def test_adding_a_model_changes_nothing_for_the_others(cluster: FakeCluster) -> 
 
 
 def test_deadline_and_priority_count_from_the_intended_time(cluster: FakeCluster) -> None:
-    load = ModelLoad(model="plain", rate=100, arrivals=Arrivals("constant"), deadline_ms=80, priority=2)
+    load = ModelLoad(model="plain", rate=100, arrivals=Arrivals("constant"), deadline_ms=900, priority=2)
     assert run_load(plan(cluster, load, seconds=0.3)).total.offered == 30
     sent = cluster.shards[0].submitted
     deadlines = np.concatenate([message.deadline for message in sent])

@@ -12,7 +12,7 @@ import msgpack
 import numpy as np
 import pytest
 import zmq
-from fake_cluster import FakeCluster
+from fake_cluster import GRACE_MS, FakeCluster
 from helpers import free_ports, wait_until
 
 from symphony import wire
@@ -51,7 +51,7 @@ def cluster() -> Iterator[FakeCluster]:
 
 @pytest.fixture
 def engine(cluster: FakeCluster) -> Iterator[Engine]:
-    engine = Engine(cluster.registry, cluster.subscribe)
+    engine = Engine(cluster.registry, cluster.subscribe, grace_ms=GRACE_MS)
     engine.start()
     yield engine
     engine.close()
@@ -180,7 +180,7 @@ def test_too_many_in_flight_are_refused(cluster: FakeCluster) -> None:
 
 
 def test_closing_ends_what_is_in_flight(cluster: FakeCluster) -> None:
-    engine, done = Engine(cluster.registry, cluster.subscribe), Outcomes()
+    engine, done = Engine(cluster.registry, cluster.subscribe, grace_ms=GRACE_MS), Outcomes()
     engine.start()
     for tag in range(100):
         submit(engine, "silent", done, tag)
@@ -193,7 +193,7 @@ def test_closing_ends_what_is_in_flight(cluster: FakeCluster) -> None:
 
 
 def test_closing_may_wait_for_what_is_in_flight(cluster: FakeCluster) -> None:
-    engine, done = Engine(cluster.registry, cluster.subscribe), Outcomes()
+    engine, done = Engine(cluster.registry, cluster.subscribe, grace_ms=GRACE_MS), Outcomes()
     engine.start()
     for tag in range(20):
         submit(engine, "late", done, tag)
@@ -202,7 +202,7 @@ def test_closing_may_wait_for_what_is_in_flight(cluster: FakeCluster) -> None:
 
 
 def test_closing_while_others_submit_loses_nothing(cluster: FakeCluster) -> None:
-    engine, done = Engine(cluster.registry, cluster.subscribe), Outcomes()
+    engine, done = Engine(cluster.registry, cluster.subscribe, grace_ms=GRACE_MS), Outcomes()
     engine.start()
     taken: Counter[str] = Counter()
 
@@ -226,7 +226,7 @@ def test_closing_while_others_submit_loses_nothing(cluster: FakeCluster) -> None
 
 
 def test_a_callback_may_submit_and_close(cluster: FakeCluster) -> None:
-    engine, done = Engine(cluster.registry, cluster.subscribe), Outcomes()
+    engine, done = Engine(cluster.registry, cluster.subscribe, grace_ms=GRACE_MS), Outcomes()
     engine.start()
 
     def first(request: Request, outcome: Outcome) -> None:
@@ -270,7 +270,7 @@ def test_a_dead_shards_lease_ends_and_it_is_forgotten(engine: Engine, cluster: F
 
 def test_two_shards_take_turns_and_one_alone_takes_all() -> None:
     with FakeCluster(shards=2, models=["plain"]) as cluster:
-        engine, done = Engine(cluster.registry, cluster.subscribe), Outcomes()
+        engine, done = Engine(cluster.registry, cluster.subscribe, grace_ms=GRACE_MS), Outcomes()
         engine.start()
         try:
             wait_until(lambda: len(engine.members) >= 2)
@@ -291,7 +291,7 @@ def test_two_shards_take_turns_and_one_alone_takes_all() -> None:
 
 def test_a_model_that_comes_later_is_found(cluster: FakeCluster) -> None:
     shard = cluster.add_shard(1, ["plain"])
-    engine, done = Engine(cluster.registry, cluster.subscribe), Outcomes()
+    engine, done = Engine(cluster.registry, cluster.subscribe, grace_ms=GRACE_MS), Outcomes()
     engine.start()
     try:
         shard.announce(["plain", "", "upper"])
