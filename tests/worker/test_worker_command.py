@@ -15,9 +15,10 @@ import yaml
 from click.testing import CliRunner
 from fake_peers import FakePeers, fake_peers
 
-from symphony.cli.worker import chosen, command, merged
+from symphony.cli.worker import command
 from symphony.config import Config, load_config
 from symphony.status import Status, SymphonyError
+from worker.choice import chosen, merged
 
 NOTHING = dict.fromkeys(("shard", "device", "gpus", "gpu_type", "threads"))
 
