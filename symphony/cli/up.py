@@ -67,7 +67,7 @@ def command(path: Path | None, port: int | None, policy: str | None) -> None:
 
 def _check_models(config: Config) -> None:
     """Refuse definitions that the workers would refuse, before anything is started."""
-    from symphony.cli.worker import chosen
+    from worker.choice import chosen
 
     for worker in config.workers:
         chosen(config, worker, [])
