@@ -21,13 +21,13 @@ ALLOWED = {
 
 
 def _imports(path: Path) -> Iterator[tuple[str, int, bool]]:
-    """Top-level package, line, and whether it stands inside a function."""
+    """Top-level package, line, and whether it is not carried out when the module is imported."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     inside = {
         id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.FunctionDef | ast.AsyncFunctionDef) or _for_types_only(block)
+        for node in ast.walk(block)
     }
     for node in ast.walk(tree):
         names: list[str] = []
@@ -39,6 +39,10 @@ def _imports(path: Path) -> Iterator[tuple[str, int, bool]]:
             continue
         for name in names:
             yield name.partition(".")[0], node.lineno, id(node) in inside
+
+
+def _for_types_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def _modules() -> list[Path]:
@@ -59,5 +63,14 @@ def test_imports_go_one_way(path: Path) -> None:
 
 def test_the_reader_sees_every_kind_of_import(tmp_path: Path) -> None:
     file = tmp_path / "sample.py"
-    file.write_text("import broker.core\nfrom worker import x\ndef f():\n    from scheduler.a import b\n")
-    assert list(_imports(file)) == [("broker", 1, False), ("worker", 2, False), ("scheduler", 4, True)]
+    file.write_text(
+        "import broker.core\nfrom worker import x\ndef f():\n    from scheduler.a import b\n"
+        "if TYPE_CHECKING:\n    import frontend\nif x:\n    import simulator\nfrom . import y\n"
+    )
+    assert sorted(_imports(file), key=lambda entry: entry[1]) == [
+        ("broker", 1, False),
+        ("worker", 2, False),
+        ("scheduler", 4, True),
+        ("frontend", 6, True),
+        ("simulator", 8, False),
+    ]
