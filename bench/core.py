@@ -78,7 +78,7 @@ def run_core(
     warm = int(1.5 * slo / tick)
     ticks = warm + max(1, int(requests / (rate * tick / 1e9)))
     counts = rng.poisson(rate * tick / 1e9, ticks)
-    due: dict[int, list[np.ndarray[Any, Any]]] = {}
+    due: dict[int, list[tuple[np.ndarray[Any, Any], ...]]] = {}
     key = 1
     phases = {"submit": 0, "complete": 0, "actions": 0}
     measured = batches = bad = scheduled = 0

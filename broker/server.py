@@ -122,7 +122,8 @@ class Broker:
         for frames in drain(self._router):
             peer, *body = frames
             answer = self._answer(body)
-            if not send(self._router, [peer, encode_control(answer)]):
+            # Who says goodbye need not wait for the answer.
+            if not send(self._router, [peer, encode_control(answer)]) and answer.type != "left":
                 self.faults.count("registry-undelivered", answer.type)
             self._publish_events()
 
