@@ -41,6 +41,9 @@ GPU_SHARE: Final = 20
 """Learned margins, for late timers and for batches that run over, are at most the tightest objective
 divided by these: time that is kept free serves nobody."""
 MAX_SUBMIT_BYTES: Final = 4 << 20
+MAX_DONE_BYTES: Final = 8 << 20
+CATCH_UP: Final = 64
+"""Most timers that are told one by one before an event; what is left is told with the event."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -102,7 +105,7 @@ class Shard:
         s = self.settings
         host = f"[{s.host}]" if ":" in s.host else s.host
         self._submit, submit = self._bus.bind(zmq.PULL, f"tcp://{host}:0", max_message=MAX_SUBMIT_BYTES)
-        self._done, done = self._bus.bind(zmq.SUB, f"tcp://{host}:0")
+        self._done, done = self._bus.bind(zmq.SUB, f"tcp://{host}:0", max_message=MAX_DONE_BYTES)
         subscribe(self._done, ["done."])
         self._publisher = self._bus.connect(zmq.PUB, s.publish)
         member = describe(
@@ -124,11 +127,11 @@ class Shard:
         """
         while not self._finished():
             self._wait()
+            self._advance()
             self._follow_members()
             self._follow_links()
             self._read_completions()
             self._read_submits()
-            self._advance()
             self._act()
             self._report()
 
@@ -171,6 +174,29 @@ class Shard:
             until = min(until, time.monotonic_ns() + 10_000_000)
         self._due = due if until == due and due > time.monotonic_ns() else None
         self._waiter.wait(until)
+
+    def _advance(self) -> None:
+        if self._due is not None:
+            late = time.monotonic_ns() - self._due
+            if late >= 0:
+                self.stats.woke(late)
+        self._now()
+
+    def _now(self) -> int:
+        """Cluster time for the core's next event, after what fell due before it.
+
+        A late timer is told as of the moment at which it was due, as far back as the margin reaches:
+        lateness is what the margin is kept for. Told as of now, a batch whose window is narrower than
+        the lateness (a latency that hardly grows with the batch) would be given up though it can
+        still be in time.
+        """
+        now = self.clock.now()
+        for _ in range(CATCH_UP):
+            due = self.core.next_wakeup()
+            if due > now:
+                break
+            self.core.advance(max(due, now - self.core.margin))
+        return now
 
     def _follow_members(self) -> None:
         for event in self.membership.step(time.monotonic_ns()):
@@ -248,7 +274,7 @@ class Shard:
             except wire.WireError as error:
                 self.faults.count(f"done-{error.reason}", error)
                 continue
-            for out, started, finished, failed in self.fleet.completed(self.clock.now(), done):
+            for out, started, finished, failed in self.fleet.completed(self._now(), done):
                 self.stats.completed(out, started, finished, failed)
 
     def _read_submits(self) -> None:
@@ -266,16 +292,7 @@ class Shard:
                 self._frontends.answer(self.clock.now(), message.key, refused, "the shard has restarted")
                 continue
             self.stats.submitted(message.model, len(self.table.names))
-            self.core.submit(self.clock.now(), message.model, message.deadline, message.key, message.priority)
-
-    def _advance(self) -> None:
-        now = self.clock.now()
-        if self._due is not None:
-            late = time.monotonic_ns() - self._due
-            if late >= 0:
-                self.stats.woke(late)
-        if self.core.next_wakeup() <= now:
-            self.core.advance(now)
+            self.core.submit(self._now(), message.model, message.deadline, message.key, message.priority)
 
     def _act(self, lost: bool = False) -> None:
         """Carry out what the core has decided; sending may make it decide more."""
