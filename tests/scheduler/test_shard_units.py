@@ -1,0 +1,320 @@
+"""The shard's parts by themselves: margins, statistics, model table, answers to frontends."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+from cluster_parts import ANY_PORT
+from helpers import wait_until
+from shard_parts import MS, S, spec
+
+from scheduler.core.limits import DUPLICATE, EXPIRED, FULL, HANDED_BACK, REASONS, TYPES, WINDOW
+from scheduler.core.machine import Core
+from scheduler.fleet import Out
+from scheduler.frontends import PARKED, PATIENCE_NS, STATUS_OF, Frontends
+from scheduler.margins import ENOUGH, REMEMBERED, Margins
+from scheduler.stats import LATENESS_KEPT, Stats
+from scheduler.table import ModelTable
+from symphony import wire
+from symphony.bus import Bus, Sock, drain
+from symphony.control import Member, ModelSpec
+from symphony.faults import Faults
+from symphony.membership import describe
+from symphony.status import Status
+
+CAP = 100 * MS
+LOG = logging.getLogger(__name__)
+
+
+# --- margins -----------------------------------------------------------------------------------
+
+
+def test_a_margin_is_the_95th_percentile_of_the_last_overruns() -> None:
+    margins = Margins()
+    for overrun in range(100):
+        margins.observe(3, overrun * 1_000)
+    assert list(margins.by_gpu(CAP)) == [(3, 95_000)]
+    assert margins.of(3) == 95_000
+    assert list(margins.by_gpu(CAP)) == [], "only GPUs with something new"
+
+
+def test_a_few_batches_are_no_reason_for_a_margin() -> None:
+    margins = Margins()
+    for _ in range(ENOUGH - 1):
+        margins.observe(0, MS)
+    assert list(margins.by_gpu(CAP)) == []
+    assert margins.of(0) == 0
+    margins.observe(0, MS)
+    assert list(margins.by_gpu(CAP)) == [(0, MS)]
+
+
+def test_margins_are_never_negative_nor_absurd_and_old_overruns_are_forgotten() -> None:
+    margins = Margins()
+    for _ in range(REMEMBERED):
+        margins.observe(0, 10 * CAP)
+        margins.observe(1, -MS)
+    assert dict(margins.by_gpu(CAP)) == {0: CAP, 1: 0}
+    for _ in range(REMEMBERED):
+        margins.observe(0, 7)
+    assert dict(margins.by_gpu(CAP)) == {0: 7}
+    margins.forget(0)
+    margins.forget(99)
+    assert margins.of(0) == 0
+
+
+# --- statistics --------------------------------------------------------------------------------
+
+
+def _table(*names: str) -> tuple[Core, ModelTable]:
+    core = Core("eager")
+    table = ModelTable(core, Faults(LOG))
+    for name in names:
+        table.learn(0, spec(name))
+    return core, table
+
+
+def _out(model: int, deadlines: list[int], gpu: int = 0) -> Out:
+    n = len(deadlines)
+    return Out(gpu, model, 0, 0, np.arange(n, dtype=np.uint64), np.array(deadlines, np.int64))
+
+
+def test_counters_by_model() -> None:
+    core, table = _table("a", "b")
+    stats = Stats(result_ns=10)
+    stats.submitted(np.array([0, 1, 1, 7], np.uint32), 2)
+    stats.dropped(np.array([1, 9], np.int64), 2)
+    stats.completed(_out(1, [100, 109, 110, 500]), 50, 100, 0)  # two can be there in time
+    stats.completed(_out(1, [500]), 100, 150, 1)  # in time, but failed
+    report = stats.report(200, core, table, 2)
+    assert report["models"]["a"] == {
+        "offered": 1, "good": 0, "late": 0, "dropped": 0, "queued": 0, "batches": 0, "mean_batch": None,
+    }  # fmt: skip
+    assert report["models"]["b"] == {
+        "offered": 2, "good": 2, "late": 3, "dropped": 1, "queued": 0, "batches": 2, "mean_batch": 2.5,
+    }  # fmt: skip
+    assert (report["v"], report["at"], report["gpus"]) == (1, 200, 2)
+
+
+def test_counters_grow_with_the_table_and_keep_what_they_had() -> None:
+    core, table = _table("a")
+    stats = Stats(0)
+    stats.submitted(np.array([0], np.uint32), 1)
+    table.learn(0, spec("b"))
+    stats.submitted(np.array([1, 1], np.uint32), 2)
+    models = stats.report(1, core, table, 0)["models"]
+    assert (models["a"]["offered"], models["b"]["offered"]) == (1, 2)
+
+
+def test_the_busy_share_is_that_of_the_time_since_the_last_report() -> None:
+    core, table = _table("a")
+    stats = Stats(0)
+    assert stats.report(1_000, core, table, 2)["busy_share"] is None
+    stats.completed(_out(0, [9_999]), 1_000, 1_500, 0)
+    stats.completed(_out(0, [9_999], gpu=1), 1_200, 1_300, 0)
+    assert stats.report(2_000, core, table, 2)["busy_share"] == pytest.approx(0.3)
+    assert stats.report(3_000, core, table, 2)["busy_share"] == 0.0
+    assert stats.report(3_000, core, table, 2)["busy_share"] is None, "no time has passed"
+    assert stats.report(4_000, core, table, 0)["busy_share"] is None, "no GPUs"
+
+
+def test_lateness_is_that_of_the_last_timers() -> None:
+    stats = Stats(0)
+    assert stats.lateness_us() == (0.0, 0.0)
+    for late in range(101):
+        stats.woke(late * 1_000)
+    assert stats.lateness_us() == (50.0, 99.0)
+    for _ in range(LATENESS_KEPT):
+        stats.woke(2_000)
+    assert stats.lateness_us() == (2.0, 2.0)
+
+
+# --- model table -------------------------------------------------------------------------------
+
+
+def test_numbers_are_dense_and_stay() -> None:
+    core, table = _table("a", "b")
+    assert table.names == ["a", "b"]
+    assert [table.number(name) for name in ("a", "b", "c")] == [0, 1, None]
+    assert table.numbers(["b", "x", "a", "b"]) == [0, 1]
+    assert not table.learn(5, spec("a")), "known"
+    assert table.learn(5, spec("c"))
+    assert all(core.has_model(number) for number in range(3))
+
+
+def test_a_new_profile_of_a_known_model_is_taken_in() -> None:
+    core, table = _table("a")
+    more = spec("a").model_copy(update={"profiles": {"t": [MS] * 8, "u": [2 * MS] * 8}})
+    assert not table.learn(1, more)
+    core.add_gpu(2, 0, table.type_number("u") or 0, [0])
+    core.submit(3, np.zeros(1, np.uint32), np.array([S]), np.array([1], np.uint64))
+    assert core.actions.dispatches().finish_at[0] == 3 + 2 * MS
+
+
+def test_what_cannot_be_taken_in_is_counted() -> None:
+    core = Core("eager")
+    faults = Faults(LOG)
+    table = ModelTable(core, faults)
+    assert table.learn(0, spec("a"))
+    assert not table.learn(0, spec("a", slo_ms=7))
+    falling = ModelSpec(name="b", slo_ms=5, max_batch=2, profiles={"t": [9, 3], "short": [1]})
+    assert table.learn(0, falling), "it has a name and no usable profile"
+    for i in range(TYPES + 3):
+        table.type_number(f"type-{i}")
+    assert faults.counts == Counter({"model-redefined": 1, "bad-profile": 2, "too-many-gpu-types": 5})
+
+
+# --- answers to frontends ----------------------------------------------------------------------
+
+
+class Desk:
+    """A :class:`Frontends` with real sockets at its ends."""
+
+    def __init__(self) -> None:
+        self.bus = Bus()
+        self.faults = Faults(LOG)
+        self.frontends = Frontends(self.bus, "shard-0", self.faults)
+        self.pulls: dict[str, Sock] = {}
+
+    def member(self, name: str, slot: int | None) -> Member:
+        if name not in self.pulls:
+            self.pulls[name], _ = self.bus.bind(zmq.PULL, ANY_PORT)
+        endpoint = self.pulls[name].getsockopt(zmq.LAST_ENDPOINT).decode().rstrip("\0")  # type: ignore[union-attr]
+        return describe(name, "frontend", slot=slot, endpoints={"reply": endpoint})
+
+    def got(self, name: str, messages: int) -> list[wire.Answer]:
+        found: list[wire.Answer] = []
+
+        def enough() -> bool:
+            found.extend(wire.decode_answer(frames[0]) for frames in drain(self.pulls[name]))
+            return len(found) >= messages
+
+        wait_until(enough)
+        return found
+
+    @property
+    def socks(self) -> int:
+        return len(self.bus._sockets) - len(self.pulls)
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    made = Desk()
+    yield made
+    made.bus.close()
+
+
+def _keys(slot: int, *numbers: int) -> Any:
+    return np.array([(slot << wire.SLOT_SHIFT) + number for number in numbers], np.uint64)
+
+
+def _codes(*reasons: int) -> Any:
+    return np.array(reasons, np.int64)
+
+
+def test_every_reason_has_the_status_that_the_caller_is_told() -> None:
+    names = {REASONS[code]: Status(status).name for code, status in enumerate(STATUS_OF) if code}
+    assert names == {
+        "expired": "DROPPED",
+        "window": "DROPPED",
+        "full": "OVERLOADED",
+        "unknown-model": "UNKNOWN_MODEL",
+        "out-of-range": "INVALID",
+        "duplicate": "OK",
+        "unserved": "UNAVAILABLE",
+        "handed-back": "UNAVAILABLE",
+    }
+
+
+def test_drops_are_split_by_frontend(desk: Desk) -> None:
+    desk.frontends.saw(desk.member("a", 1))
+    desk.frontends.saw(desk.member("b", 65_535))
+    keys = np.concatenate([_keys(1, 5), _keys(65_535, 9), _keys(1, 2)])
+    desk.frontends.drops(0, keys, _codes(EXPIRED, FULL, HANDED_BACK))
+    (mine,) = desk.got("a", 1)
+    assert mine.key.tolist() == _keys(1, 5, 2).tolist()
+    assert mine.status.tolist() == [Status.DROPPED, Status.UNAVAILABLE]
+    (yours,) = desk.got("b", 1)
+    assert (yours.key.tolist(), yours.status.tolist()) == (_keys(65_535, 9).tolist(), [Status.OVERLOADED])
+
+
+def test_what_came_back_and_cannot_be_sent_again_is_unavailable_not_dropped(desk: Desk) -> None:
+    desk.frontends.saw(desk.member("a", 1))
+    desk.frontends.drops(0, _keys(1, 1, 2, 3), _codes(EXPIRED, WINDOW, FULL), lost=True)
+    (answer,) = desk.got("a", 1)
+    assert answer.status.tolist() == [Status.UNAVAILABLE, Status.UNAVAILABLE, Status.OVERLOADED]
+
+
+def test_a_duplicate_is_not_answered(desk: Desk) -> None:
+    desk.frontends.saw(desk.member("a", 1))
+    desk.frontends.drops(0, _keys(1, 1, 2), _codes(DUPLICATE, EXPIRED))
+    desk.frontends.drops(0, _keys(1, 1), _codes(DUPLICATE))
+    (answer,) = desk.got("a", 1)
+    assert answer.key.tolist() == _keys(1, 2).tolist()
+    assert desk.faults.counts == {"duplicate-key": 2}
+
+
+def test_more_than_a_message_holds_goes_into_several(desk: Desk) -> None:
+    desk.frontends.saw(desk.member("a", 0))
+    n = wire.MAX_REQUESTS + 10
+    desk.frontends.answer(0, np.arange(n, dtype=np.uint64), np.full(n, Status.DROPPED, np.uint8))
+    answers = desk.got("a", 2)
+    assert [answer.key.size for answer in answers] == [wire.MAX_REQUESTS, 10]
+    assert np.concatenate([answer.key for answer in answers]).tolist() == list(range(n))
+
+
+def test_answers_for_an_unknown_slot_wait_for_a_while(desk: Desk) -> None:
+    frontends = desk.frontends
+    frontends.answer(0, _keys(7, 1), np.zeros(1, np.uint8))
+    frontends.answer(MS, _keys(8, 1), np.zeros(1, np.uint8), "why")
+    assert frontends.waiting
+    frontends.retry(PATIENCE_NS // 2)
+    frontends.saw(desk.member("b", 8))
+    frontends.retry(PATIENCE_NS - 1)
+    (answer,) = desk.got("b", 1)
+    assert answer.detail == "why"
+    assert frontends.waiting
+    frontends.retry(PATIENCE_NS)
+    assert not frontends.waiting
+    assert desk.faults.counts == {"answer-undeliverable": 1}
+
+
+def test_only_so_many_answers_wait(desk: Desk) -> None:
+    for number in range(PARKED + 3):
+        desk.frontends.answer(0, _keys(7, number), np.zeros(1, np.uint8))
+    assert desk.faults.counts == {"answer-undeliverable": 3}
+
+
+def test_sockets_follow_the_frontends(desk: Desk) -> None:
+    frontends = desk.frontends
+    first = desk.member("a", 1)
+    frontends.saw(first)
+    frontends.saw(first)
+    assert desk.socks == 1
+    frontends.saw(desk.member("a", 2))  # the same process has another slot
+    assert desk.socks == 1
+    frontends.saw(desk.member("b", 2))  # another process has that slot now
+    assert desk.socks == 1
+    frontends.lost(desk.member("a", 2))  # news of the one before comes late
+    assert desk.socks == 1
+    frontends.answer(0, _keys(2, 1), np.zeros(1, np.uint8))
+    desk.got("b", 1)
+    frontends.lost(desk.member("b", 2))
+    assert desk.socks == 0
+    frontends.lost(describe("x", "frontend"))
+    frontends.saw(describe("y", "frontend", slot=9))
+    frontends.saw(describe("z", "frontend", slot=9, endpoints={"reply": "nonsense"}))
+    assert desk.socks == 0
+    assert desk.faults.counts == {"frontend-endpoint": 1}
+
+
+def test_a_full_pipe_is_counted(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.frontends.saw(desk.member("a", 1))
+    monkeypatch.setattr("scheduler.frontends.send", lambda *_: False)
+    desk.frontends.answer(0, _keys(1, 1), np.zeros(1, np.uint8))
+    assert desk.faults.counts == {"answer-pipe-full": 1}
