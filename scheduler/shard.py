@@ -93,6 +93,7 @@ class Shard:
         self._report_at = 0
         self._drain_until: int | None = None
         self._due: int | None = None
+        self._woke_at = 0
 
     # --- startup, loop, shutdown -------------------------------------------------------------
 
@@ -134,6 +135,7 @@ class Shard:
             self._read_submits()
             self._act()
             self._report()
+            self.stats.iterated(time.monotonic_ns() - self._woke_at)
 
     def stop(self) -> None:
         """Make :meth:`run` drain and return; from any thread or signal handler."""
@@ -174,6 +176,7 @@ class Shard:
             until = min(until, time.monotonic_ns() + 10_000_000)
         self._due = due if until == due and due > time.monotonic_ns() else None
         self._waiter.wait(until)
+        self._woke_at = time.monotonic_ns()
 
     def _advance(self) -> None:
         if self._due is not None:

@@ -27,6 +27,7 @@ class Stats:
         self._busy_told: tuple[int, int] = (0, 0)
         self._lateness = np.zeros(LATENESS_KEPT, np.int64)
         self._wakeups = 0
+        self._longest_ns = 0
 
     def _grow(self, models: int) -> None:
         more = models - len(self._offered)
@@ -60,6 +61,10 @@ class Stats:
         self._lateness[self._wakeups % LATENESS_KEPT] = late_ns
         self._wakeups += 1
 
+    def iterated(self, busy_ns: int) -> None:
+        """One turn of the loop took that long from its wake-up to its next wait."""
+        self._longest_ns = max(self._longest_ns, busy_ns)
+
     def lateness_us(self) -> tuple[float, float]:
         """p50 and p99 of the timers' lateness over the last few thousand wake-ups."""
         seen = self._lateness[: min(self._wakeups, LATENESS_KEPT)]
@@ -90,6 +95,7 @@ class Stats:
         share = (busy - busy_then) / (elapsed * gpus) if then and gpus and elapsed > 0 else None
         self._busy_told = (now, busy)
         p50, p99 = self.lateness_us()
+        longest, self._longest_ns = self._longest_ns, 0
         return {
             "v": 1,
             "at": now,
@@ -98,4 +104,5 @@ class Stats:
             "busy_share": None if share is None else round(max(0.0, share), 4),
             "lateness_p50_us": round(p50, 1),
             "lateness_p99_us": round(p99, 1),
+            "longest_turn_us": round(longest / 1e3, 1),
         }

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from symphony.config import load_config
+from symphony.urgency import be_prompt
 
 
 @click.command()
@@ -60,6 +61,7 @@ def command(
     from scheduler.shard import Settings, Shard
 
     config = load_config(path)
+    be_prompt()  # before there are sockets, whose threads inherit it
     s = config.scheduler
     chosen = policy or s.policy
     try:

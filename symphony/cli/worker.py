@@ -11,6 +11,7 @@ import click
 
 from symphony.config import load_config
 from symphony.status import SymphonyError
+from symphony.urgency import be_prompt
 
 
 @click.command()
@@ -82,6 +83,8 @@ def command(config_file: Path | None, worker_id: str | None, models: tuple[str, 
         gpus=entry.gpus,
         drain_s=options["drain_s"],
     )
+    if entry.device == "emulated":
+        be_prompt()  # it stands for GPUs, which wait for no other process
     worker = Worker(settings, make_runner(entry, definitions), definitions)
     stop_on_signals(worker.stop)
     try:
