@@ -38,7 +38,7 @@ machine does everything at once."""
 QUERY: Final = "The musicians got ready for the concert."
 NOTE: Final = "A4"
 EMULATED_RPS: Final = 2_000.0
-DEVICE_SHARE: Final = 0.15
+DEVICE_SHARE: Final = 0.1
 """How busy each of the two real models is to keep their device: it also runs everything else here."""
 LEAST_RPS: Final = 4.0
 MOST_RPS: Final = 500.0

@@ -7,18 +7,14 @@ import subprocess
 import sys
 import threading
 
-import conftest
+import leaks
 import zmq
 from helpers import wait_until
 
 
-def _snapshot() -> tuple[set[int], set[threading.Thread], dict[int, str], set[tuple[object, ...]]]:
-    return conftest._open_contexts(), conftest._threads(), conftest._children(), conftest._sockets()
-
-
 def test_every_kind_of_leak_is_named() -> None:
-    before = _snapshot()
-    assert conftest._left(*before) == []
+    before = leaks.snapshot()
+    assert leaks.left(*before) == []
     context = zmq.Context()
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait, name="lingering")
@@ -26,7 +22,7 @@ def test_every_kind_of_leak_is_named() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     listener = socket.create_server(("127.0.0.1", 0))
     try:
-        found = "; ".join(conftest._left(*before))
+        found = "; ".join(leaks.left(*before))
     finally:
         context.term()
         stop.set()
@@ -37,4 +33,4 @@ def test_every_kind_of_leak_is_named() -> None:
     assert "thread 'lingering' still runs" in found
     assert f"child process {child.pid} still runs" in found
     assert "socket" in found
-    wait_until(lambda: conftest._left(*before) == [])
+    wait_until(lambda: leaks.left(*before) == [])
