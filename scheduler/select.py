@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from scheduler.core.machine import Core as PythonCore
+from scheduler.core.replay import Replay as PythonReplay
 
 _log = logging.getLogger(__name__)
 
@@ -51,3 +52,15 @@ def core_class() -> type[PythonCore]:
     if os.environ.get("SYMPHONY_PURE", "") not in ("", "0"):
         return PythonCore
     return compiled_core() or PythonCore
+
+
+def replay_class() -> type[PythonReplay]:
+    """The driver in virtual time that fits :func:`core_class`."""
+    if core_class() is PythonCore:
+        return PythonReplay
+    try:
+        module: Any = importlib.import_module("scheduler.compiled.replay")
+    except ImportError:
+        return PythonReplay
+    replay: type[PythonReplay] = module.Replay
+    return replay

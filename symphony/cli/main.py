@@ -28,6 +28,7 @@ COMMANDS: Final[dict[str, str]] = {
     "scheduler": "Run one scheduler shard.",
     "worker": "Run one worker with its device and models.",
     "load": "Offer load to models and measure what comes back.",
+    "simulate": "Simulate an experiment under a virtual clock: policies, baselines, goodput.",
     "status": "Show who is in the cluster.",
     "telemetry": "Follow the cluster's telemetry as JSON lines.",
 }

@@ -1,0 +1,48 @@
+cimport cython
+from scheduler.compiled.actions cimport Actions
+from scheduler.compiled.heap cimport Heap
+from scheduler.compiled.machine cimport Core
+
+cdef long long DEPTH
+cdef long long NEVER
+
+cdef class Replay:
+    cdef public Core core
+    cdef public long long control
+    cdef public long long data
+    cdef public long long report
+    cdef public long long tick
+    cdef public const long long[::1] control_extra
+    cdef public const long long[::1] length_ppm
+    cdef public long long mask
+    cdef public Heap reports
+    cdef public long long[::1] free
+    cdef public long long[::1] out_head
+    cdef public long long[::1] out_count
+    cdef public long long[::1] out_batch
+    cdef public long long[::1] out_end
+    cdef public long long seen
+    cdef public long long batches
+    cdef public long long[::1] decided
+    cdef public long long[::1] start
+    cdef public long long[::1] end
+    cdef public long long events
+    cdef public unsigned int[::1] one_model
+    cdef public long long[::1] one_deadline
+    cdef public unsigned long long[::1] one_key
+    cdef public unsigned int[::1] one_gpu
+    cdef public unsigned long long[::1] one_batch
+    cdef public long long[::1] one_end
+
+    cpdef clear(self)
+    @cython.locals(
+        t="const long long[:]", m="const unsigned int[:]", d="const long long[:]",
+        k="const unsigned long long[:]", now="long long", i="long long", j="long long", core=Core,
+    )
+    cpdef run(self, at, model, deadline, key)
+    cpdef finish(self)
+    @cython.locals(core=Core, timer="long long", now="long long")
+    cdef _until(self, long long limit)
+    cdef _report(self, long long now)
+    @cython.locals(actions=Actions)
+    cdef _execute(self, long long now)

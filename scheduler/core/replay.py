@@ -1,0 +1,189 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: annotation_typing=False, infer_types=True
+"""Drives a core through a column of arrivals in virtual time, with the GPUs behind it.
+
+Events that fall together come in this order: completions, arrivals, timers. Every arrival is
+submitted at its own time, or, where ``tick_ns`` is set, together with the others of its tick at the
+tick's end, as frontends that coalesce would send them.
+
+A GPU runs its batches in the order in which they came: a batch starts when it and its inputs have
+arrived and the batch before it has ended; its completion reaches the core ``report_ns`` later.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+from .actions import Actions
+from .columns import widen
+from .heap import Heap
+from .limits import DEPTH, NEVER
+from .machine import Core
+
+
+class Replay:
+    """One run of one core; give arrivals to :meth:`run` in pieces, then :meth:`finish`.
+
+    Columns over all batches so far, in the order of their numbers: ``decided``, ``start``, ``end``
+    (int64 ns; ``batches`` entries are valid). What the core decided stays in its ``actions`` until
+    the caller clears them through :meth:`clear`.
+
+    Args:
+        core: a fresh core with its models and GPUs; batch numbers begin at 0.
+        gpus: one more than the largest GPU number.
+        control_ns, data_ns: true latencies; the core believes its own.
+        report_ns: from a batch's end to the core's notice of it.
+        tick_ns: 0, or the length of the ticks in which arrivals are submitted together.
+        control_extra, data_extra: int64 ns, added to the latencies of batch i as entry i modulo the
+            length, which is a power of two.
+        length_ppm: int64, the true length of batch i in millionths of its profile's, in the same way.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        gpus: int,
+        control_ns: int,
+        data_ns: int,
+        report_ns: int,
+        tick_ns: int,
+        control_extra: Any,
+        length_ppm: Any,
+    ) -> None:
+        self.core = core
+        self.control = control_ns
+        self.data = data_ns
+        self.report = report_ns
+        self.tick = tick_ns
+        self.control_extra = control_extra
+        self.length_ppm = length_ppm
+        self.mask = len(length_ppm) - 1
+        self.reports = Heap(gpus)
+        self.free = array("q", bytes(8 * gpus))
+        self.out_head = array("q", bytes(8 * gpus))
+        self.out_count = array("q", bytes(8 * gpus))
+        self.out_batch = array("q", bytes(8 * gpus * DEPTH))
+        self.out_end = array("q", bytes(8 * gpus * DEPTH))
+        self.seen = 0
+        self.batches = 0
+        self.decided = array("q", bytes(8 * 256))
+        self.start = array("q", bytes(8 * 256))
+        self.end = array("q", bytes(8 * 256))
+        self.events = 0
+        self.one_model = array("I", [0])
+        self.one_deadline = array("q", [0])
+        self.one_key = array("Q", [0])
+        self.one_gpu = array("I", [0])
+        self.one_batch = array("Q", [0])
+        self.one_end = array("q", [0])
+
+    def clear(self) -> None:
+        """Forget what has been read: the core's actions and the columns here."""
+        self.core.clear_actions()
+        self.seen = 0
+        self.batches = 0
+
+    def run(self, at: Any, model: Any, deadline: Any, key: Any) -> None:
+        """Submit these arrivals and do everything that is due before the last of them.
+
+        Args:
+            at: int64 ns, when each reaches the core; never falling, nor before those of the last call.
+            model, deadline, key: uint32, int64 and uint64, as ``Core.submit`` takes them.
+        """
+        t = memoryview(at)
+        m = memoryview(model)
+        d = memoryview(deadline)
+        k = memoryview(key)
+        core = self.core
+        n = len(t)
+        i = 0
+        while i < n:
+            now = t[i]
+            if self.tick > 0:
+                now = -(-now // self.tick) * self.tick
+            self._until(now)
+            self.events += 1
+            if self.tick > 0:
+                j = i + 1
+                while j < n and t[j] <= now:
+                    j += 1
+                core.submit(now, m[i:j], d[i:j], k[i:j])
+                i = j
+            else:
+                self.one_model[0] = m[i]
+                self.one_deadline[0] = d[i]
+                self.one_key[0] = k[i]
+                core.submit(now, self.one_model, self.one_deadline, self.one_key)
+                i += 1
+            if core.actions.dispatched > self.seen:
+                self._execute(now)
+
+    def finish(self) -> None:
+        """No more arrivals: go on until nothing is queued and everything has come back."""
+        self._until(NEVER)
+
+    def _until(self, limit: int) -> None:
+        """All completions up to and with ``limit``, all timers before it."""
+        core = self.core
+        while True:
+            timer = core.next_wakeup()
+            if self.reports.size > 0 and self.reports.keys[0] <= limit and self.reports.keys[0] <= timer:
+                now = self.reports.keys[0]
+                self._report(now)
+            elif timer < limit:
+                now = timer
+                core.advance(now)
+            else:
+                return
+            self.events += 1
+            if core.actions.dispatched > self.seen:
+                self._execute(now)
+
+    def _report(self, now: int) -> None:
+        """Tell the core of the oldest batch of the GPU whose report is due."""
+        gpu = self.reports.ids[0]
+        first = gpu * DEPTH + self.out_head[gpu]
+        self.one_gpu[0] = gpu
+        self.one_batch[0] = self.out_batch[first]
+        self.one_end[0] = self.out_end[first]
+        self.out_head[gpu] = (self.out_head[gpu] + 1) % DEPTH
+        self.out_count[gpu] -= 1
+        if self.out_count[gpu] > 0:
+            self.reports.put(gpu, self.out_end[gpu * DEPTH + self.out_head[gpu]] + self.report)
+        else:
+            self.reports.discard(gpu)
+        self.core.complete(now, self.one_gpu, self.one_batch, self.one_end)
+
+    def _execute(self, now: int) -> None:
+        """Run the batches that the last event sent out."""
+        actions: Actions = self.core.actions
+        while self.seen < actions.dispatched:
+            i = self.seen
+            self.seen = i + 1
+            batch = actions.batch[i]
+            gpu = actions.gpu[i]
+            at = batch & self.mask
+            start = now + self.control + actions.size[i] * self.data + self.control_extra[at]
+            if start < self.free[gpu]:
+                start = self.free[gpu]
+            length = actions.finish_at[i] - actions.exec_at[i]
+            # Twice, so that the product stays below 2^63 for lengths up to an hour.
+            length += (length // 1000) * (self.length_ppm[at] - 1_000_000) // 1000
+            end = start + length
+            self.free[gpu] = end
+            slot = gpu * DEPTH + (self.out_head[gpu] + self.out_count[gpu]) % DEPTH
+            self.out_batch[slot] = batch
+            self.out_end[slot] = end
+            if self.out_count[gpu] == 0:
+                self.reports.put(gpu, end + self.report)
+            self.out_count[gpu] += 1
+            n = self.batches
+            if n == len(self.start):
+                self.decided = widen("q", self.decided, n)
+                self.start = widen("q", self.start, n)
+                self.end = widen("q", self.end, n)
+            self.decided[n] = now
+            self.start[n] = start
+            self.end[n] = end
+            self.batches = n + 1

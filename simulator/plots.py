@@ -1,0 +1,90 @@
+"""Plots of results, as PNG files; needs matplotlib (``pip install 'symphony-serving[plots]'``)."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from symphony.status import SymphonyError
+
+
+def _pyplot() -> Any:
+    try:
+        matplotlib = importlib.import_module("matplotlib")
+    except ImportError:
+        raise SymphonyError("plots need matplotlib: pip install 'symphony-serving[plots]'") from None
+    matplotlib.use("Agg")
+    return importlib.import_module("matplotlib.pyplot")
+
+
+def check_plots(directory: Path) -> None:
+    """Fail before the long work if plots could not be written in the end.
+
+    Raises:
+        SymphonyError: no matplotlib, or no such directory and it cannot be made.
+    """
+    _pyplot()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SymphonyError(f"cannot make the directory {directory}: {error.strerror}") from None
+
+
+def line_plot(
+    path: Path, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, title: str
+) -> None:
+    """One line per name over (x values, y values)."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    for name, (xs, ys) in lines.items():
+        axes.plot(xs, ys, marker="o", markersize=3, label=name)
+    axes.set(xlabel=x, ylabel=y, title=title)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def result_plots(directory: Path, results: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Goodput by policy, latency percentiles, batch sizes, and GPUs over time; returns the files."""
+    plt = _pyplot()
+    names = [result["policy"] for result in results]
+    made = []
+
+    def bars(file: str, values: Mapping[str, Sequence[float]], y: str) -> None:
+        figure, axes = plt.subplots(figsize=(7, 4.2))
+        width = 0.8 / len(values)
+        for i, (label, heights) in enumerate(values.items()):
+            axes.bar([j + i * width for j in range(len(names))], heights, width, label=label)
+        axes.set_xticks([j + 0.4 - width / 2 for j in range(len(names))], names)
+        axes.set_ylabel(y)
+        axes.legend(fontsize=8)
+        figure.tight_layout()
+        figure.savefig(directory / file, dpi=120)
+        plt.close(figure)
+        made.append(directory / file)
+
+    bars("goodput.png", {"goodput": [r["goodput_rps"] for r in results]}, "requests/s")
+    bars(
+        "latency.png",
+        {key: [r[key] or 0.0 for r in results] for key in ("p50_ms", "p99_ms")},
+        "latency (ms)",
+    )
+    sizes = {
+        r["policy"]: (
+            [int(b) for b in r["batch_histogram"]],
+            [n / r["batches"] for n in r["batch_histogram"].values()],
+        )
+        for r in results
+    }
+    line_plot(directory / "batches.png", sizes, "batch size", "share of batches", "Batch sizes")
+    over = {}
+    for r in results:
+        busy = r["over_time"]["gpus_busy"]
+        over[r["policy"]] = (list(range(len(busy))), busy)
+    line_plot(directory / "gpus.png", over, "seconds", "GPUs busy", "GPUs busy over time")
+    return [*made, directory / "batches.png", directory / "gpus.png"]

@@ -1,0 +1,177 @@
+"""``symphony simulate``: run an experiment under a virtual clock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from symphony.status import SymphonyError
+
+Note = Callable[[str, float], None]
+MOST_ROWS = 40
+
+COLUMNS = (
+    ("offered_rps", "offered/s", ".0f"),
+    ("goodput_rps", "goodput/s", ".0f"),
+    ("bad_share", "bad", ".2%"),
+    ("p50_ms", "p50 ms", ".1f"),
+    ("p99_ms", "p99 ms", ".1f"),
+    ("mean_batch", "batch", ".1f"),
+    ("busy_share", "busy", ".0%"),
+    ("gpus_used_mean", "GPUs used", ".1f"),
+)
+"""Key, heading and format of what the table shows."""
+
+
+@click.command()
+@click.argument("experiment", type=click.Path(path_type=Path))
+@click.option("--policy", help="Policy or baseline, instead of the file's.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Replace a key of the file: seconds=10, models.0.slo_ms=25, network.result_us=500; "
+    "models.rate=100 sets it for every model. Repeatable.",
+)
+@click.option(
+    "--goodput", "find", is_flag=True, help="Find the highest rate with bad < 1 % by scaling all rates."
+)
+@click.option(
+    "--seeds", type=click.IntRange(1, 100), default=3, show_default=True, help="Seeds behind --goodput."
+)
+@click.option(
+    "--compare", metavar="P1,P2,…", help="Run these policies and baselines side by side on the same arrivals."
+)
+@click.option("--json", "json_to", metavar="FILE", help="Write results as JSON; - for standard output.")
+@click.option("--plots", type=click.Path(path_type=Path), metavar="DIR", help="Write plots there (PNG).")
+@click.option(
+    "--trace-out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the schedule as a Chrome trace for ui.perfetto.dev: one track per GPU, one slice per batch.",
+)
+def command(
+    experiment: Path,
+    policy: str | None,
+    settings: tuple[str, ...],
+    find: bool,
+    seeds: int,
+    compare: str | None,
+    json_to: str | None,
+    plots: Path | None,
+    trace_out: Path | None,
+) -> None:
+    """Simulate EXPERIMENT (a YAML file): offered load, GPUs and network under a virtual clock.
+
+    The scheduling core is the one that serves live. Prints a table; --json writes everything, one
+    object, or with --compare a list of them. Rates are in requests/s, times in ms.
+    """
+    from simulator.arrivals import check_arrivals
+    from simulator.engine import check_policy, cluster_of
+    from simulator.experiment import load_experiment
+    from simulator.plots import check_plots, result_plots
+
+    what = load_experiment(experiment, dict(_setting(text) for text in settings))
+    names = [name.strip() for name in compare.split(",")] if compare else [policy or what.policy]
+    if trace_out is not None and (len(names) > 1 or find):
+        raise click.UsageError("--trace-out goes with one policy and without --goodput")
+    cluster_of(what)
+    for name in names:
+        check_policy(name)
+    check_arrivals(what)
+    if plots is not None:
+        check_plots(plots)
+    with _progress() as note:
+        results = [_one(what, name, find, seeds, trace_out, note(name)) for name in names]
+    if plots is not None:
+        result_plots(plots, results)
+    if json_to is not None:
+        text = json.dumps(results if compare else results[0], indent=None if json_to == "-" else 1)
+        if json_to == "-":
+            click.echo(text)
+            return
+        _write(Path(json_to), text)
+    _print(results, find)
+
+
+def _one(what: Any, name: str, find: bool, seeds: int, trace_out: Path | None, note: Note) -> dict[str, Any]:
+    from simulator.goodput import run_at_goodput, run_once
+
+    if find:
+        return run_at_goodput(what, name, seeds, note)
+    return run_once(what, name, progress=lambda share: note("", share), trace_out=trace_out)
+
+
+def _setting(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise click.UsageError(f"--set {text}: expected KEY=VALUE")
+    return key, value
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], Note]]:
+    """A bar per policy on standard error, if that is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+
+        def add(name: str) -> Note:
+            task = bars.add_task(name, total=1.0)
+
+            def note(text: str, share: float) -> None:
+                bars.update(task, completed=share, description=text or name)
+
+            return note
+
+        yield add
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SymphonyError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _print(results: list[dict[str, Any]], find: bool) -> None:
+    """A row per policy, or for a single one a row per model and the total."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("policy" if len(results) > 1 else "model")
+    for _, heading, _ in COLUMNS:
+        table.add_column(heading, justify="right")
+    for result in results:
+        if len(results) == 1 and 1 < len(result["models"]) <= MOST_ROWS:
+            for name, part in result["models"].items():
+                table.add_row(escape(name), *_cells(part))
+            table.add_section()
+        table.add_row(escape(result["policy"]) if len(results) > 1 else "total", *_cells(result))
+    console.print(table)
+    ideal = results[0]["fluid_ideal_rps"]
+    if ideal is not None:
+        console.print(f"fluid ideal {ideal:.0f} requests/s")
+    for result in results if find else []:
+        found = result["goodput"]
+        console.print(
+            f"{escape(result['policy'])}: goodput {found['rps']:.0f} requests/s, "
+            f"{found['low']:.0f} … {found['high']:.0f} over {len(found['by_seed'])} seeds"
+            + (f", {found['rps'] / ideal:.1%} of the ideal" if ideal else "")
+        )
+
+
+def _cells(part: dict[str, Any]) -> list[str]:
+    return ["–" if part[key] is None else format(part[key], form) for key, _, form in COLUMNS]
