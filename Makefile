@@ -57,7 +57,9 @@ lint: $(STAMP)
 	@echo "lint: mypy" && $(PY) -m mypy
 
 bench: $(STAMP)
-	@$(PY) -m bench $(ARGS)
+	@for file in $$(grep -l '__name__ == "__main__"' bench/*.py); do \
+		echo "bench: $$file"; $(PY) -m bench.$$(basename $$file .py) $(ARGS) || exit 1; \
+	done
 
 clean:
 	rm -f scheduler/compiled/*.so scheduler/core/*.c scheduler/compiled/*.c
