@@ -28,6 +28,8 @@ cdef class Gpus:
     cdef public signed char[::1] holds
     cdef public list idle
     cdef public list busy
+    cdef public signed char[::1] claimed
+    cdef public list aside
 
     cpdef reserve_gpus(self, long long capacity)
     cpdef reserve_models(self, long long models)
@@ -46,9 +48,14 @@ cdef class Gpus:
     cpdef void settle(self, long long now) noexcept
     cpdef bint overdue(self, long long gpu, long long now) noexcept
     @cython.locals(heap=Heap, idle=Heap, busy=Heap)
-    cpdef long long pick(self, long long now, long long model, long long reach) noexcept
+    cpdef long long pick(self, long long now, long long model, long long reach, long long tried) noexcept
+    cdef void _skip_overdue(self, Heap heap, long long now) noexcept
+    cpdef bint claim(self, long long model, long long tried) noexcept
+    cpdef void release(self) noexcept
+    cpdef set_aside(self, long long gpu)
+    cpdef restore(self, long long now)
     @cython.locals(heap=Heap, idle=Heap, busy=Heap)
-    cpdef long long taker_type(self, long long model) noexcept
+    cpdef long long taker_type(self, long long now, long long model) noexcept
     @cython.locals(heap=Heap, idle=Heap, busy=Heap)
     cpdef long long next_free(self, long long model, long long after) noexcept
     @cython.locals(heap=Heap, idle=Heap, busy=Heap)

@@ -7,7 +7,9 @@ from scheduler.compiled.queues cimport Queues
 from scheduler.compiled.window cimport Window
 
 cdef long long PRIORITIES
-cdef long long LAST_TIME
+cdef long long LONGEST
+cdef long long LIVE
+cdef long long SLOTS
 cdef long long NEVER
 cdef long long MOST_GPUS
 cdef long long MOST_MODELS

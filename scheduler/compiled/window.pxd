@@ -10,6 +10,9 @@ from scheduler.compiled.queues cimport Queues
 cdef long long PRIORITIES
 cdef long long SLOTS
 cdef long long LAST_TIME
+cdef long long LONGEST
+cdef long long LARGEST_BATCH
+cdef long long MOST_QUEUED
 cdef long long TYPES
 cdef long long SAMPLE_NS
 cdef long long EXPIRED
@@ -49,6 +52,7 @@ cdef class Window:
     cdef public Heap pending
     cdef public list ready
     cdef public list parked
+    cdef public bint skipped
 
     cdef long long _clock(self, long long now) noexcept
     @cython.locals(ready=Heap)

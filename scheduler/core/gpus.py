@@ -41,6 +41,8 @@ class Gpus:
         self.holds = array("b")
         self.idle: list[Heap] = []
         self.busy: list[Heap] = []
+        self.claimed = array("b")
+        self.aside: list[int] = []
 
     def reserve_gpus(self, capacity: int) -> None:
         """Allow GPU numbers below ``capacity``."""
@@ -91,6 +93,7 @@ class Gpus:
         self.class_type = widen("q", self.class_type, 1, gpu_type)
         self.class_live = widen("q", self.class_live, 1, 0)
         self.class_models.append(models)
+        self.claimed = widen("b", self.claimed, 1)
         self.idle.append(Heap(self.capacity))
         self.busy.append(Heap(self.capacity))
         self._fill_holds()
@@ -148,7 +151,7 @@ class Gpus:
         c = self.cls[gpu]
         if self.state[gpu] != LIVE or self.stuck[gpu]:
             return
-        if self.free_at[gpu] <= now and self.out_count[gpu] < DEPTH:
+        if self.free_at[gpu] <= now:
             heap = self.busy[c]
             heap.discard(gpu)
             heap = self.idle[c]
@@ -160,17 +163,14 @@ class Gpus:
             heap.put(gpu, self.free_at[gpu])
 
     def settle(self, now: int) -> None:
-        """Busy GPUs whose predicted free time has come become idle, or stuck if too much is out."""
+        """Busy GPUs whose predicted free time has come become idle."""
         for c in range(self.classes):
             busy = self.busy[c]
             while busy.size > 0 and busy.keys[0] <= now:
                 gpu = busy.ids[0]
                 busy.discard(gpu)
-                if self.out_count[gpu] >= DEPTH:
-                    self.stuck[gpu] = 1
-                else:
-                    idle = self.idle[c]
-                    idle.put(gpu, gpu)
+                idle = self.idle[c]
+                idle.put(gpu, gpu)
 
     def overdue(self, gpu: int, now: int) -> bool:
         """Whether the oldest batch that is out should have been reported long ago."""
@@ -179,33 +179,40 @@ class Gpus:
         i = gpu * DEPTH + self.out_head[gpu]
         return now - (self.out_exec[i] + self.out_len[i]) > self.overdue_ns
 
-    def pick(self, now: int, model: int, reach: int) -> int:
+    def _skip_overdue(self, heap: Heap, now: int) -> None:
+        """Take GPUs whose oldest batch is overdue from the top of the heap until they report."""
+        while heap.size > 0 and self.overdue(heap.ids[0], now):
+            self.stuck[heap.ids[0]] = 1
+            heap.discard(heap.ids[0])
+
+    def pick(self, now: int, model: int, reach: int, tried: int) -> int:
         """The lowest-numbered idle GPU that holds the model; else the first to be free, if by ``reach``.
 
-        -1 if there is none. A GPU whose oldest batch is overdue is set aside until it reports.
+        -1 if there is none. GPUs of the types in the bit mask ``tried`` and of claimed classes do not
+        count, nor those whose oldest batch is overdue.
         """
         best = -1
         for c in range(self.classes):
-            if self.holds[c * self.models + model]:
+            if (
+                self.holds[c * self.models + model]
+                and self.claimed[c] == 0
+                and (tried == 0 or (tried >> self.class_type[c]) & 1 == 0)
+            ):
                 heap = self.idle[c]
-                while heap.size > 0 and self.overdue(heap.ids[0], now):
-                    self.stuck[heap.ids[0]] = 1
-                    heap.discard(heap.ids[0])
+                self._skip_overdue(heap, now)
                 if heap.size > 0 and (best < 0 or heap.ids[0] < best):
                     best = heap.ids[0]
         if best >= 0:
             return best
         free = 0
         for c in range(self.classes):
-            if self.holds[c * self.models + model]:
+            if (
+                self.holds[c * self.models + model]
+                and self.claimed[c] == 0
+                and (tried == 0 or (tried >> self.class_type[c]) & 1 == 0)
+            ):
                 heap = self.busy[c]
-                while (
-                    heap.size > 0
-                    and heap.keys[0] <= reach
-                    and (self.out_count[heap.ids[0]] >= DEPTH or self.overdue(heap.ids[0], now))
-                ):
-                    self.stuck[heap.ids[0]] = 1
-                    heap.discard(heap.ids[0])
+                self._skip_overdue(heap, now)
                 if heap.size > 0 and heap.keys[0] <= reach:
                     gpu = heap.ids[0]
                     if best < 0 or heap.keys[0] < free or (heap.keys[0] == free and gpu < best):
@@ -213,13 +220,43 @@ class Gpus:
                         free = heap.keys[0]
         return best
 
-    def taker_type(self, model: int) -> int:
+    def claim(self, model: int, tried: int) -> bool:
+        """A lane waits for these GPUs: the lanes behind it must not take them with a longer reach.
+
+        The claim is on all classes that hold the model, but for the types in ``tried``, until
+        :meth:`release`. Returns whether a class with GPUs is left unclaimed.
+        """
+        left = False
+        for c in range(self.classes):
+            if self.holds[c * self.models + model] and (tried >> self.class_type[c]) & 1 == 0:
+                self.claimed[c] = 1
+            elif self.class_live[c] > 0 and self.claimed[c] == 0:
+                left = True
+        return left
+
+    def release(self) -> None:
+        """No claims any more."""
+        for c in range(self.classes):
+            self.claimed[c] = 0
+
+    def set_aside(self, gpu: int) -> None:
+        """:meth:`pick` passes the GPU over until :meth:`restore`."""
+        self._unlist(gpu)
+        self.aside.append(gpu)
+
+    def restore(self, now: int) -> None:
+        """GPUs that were set aside can be picked again."""
+        while self.aside:
+            self._list(self.aside.pop(), now)
+
+    def taker_type(self, now: int, model: int) -> int:
         """Type of the GPU that would take the model: lowest idle, else first to be free; -1 if none."""
         best = -1
         kind = -1
         for c in range(self.classes):
             if self.holds[c * self.models + model]:
                 heap = self.idle[c]
+                self._skip_overdue(heap, now)
                 if heap.size > 0 and (best < 0 or heap.ids[0] < best):
                     best = heap.ids[0]
                     kind = self.class_type[c]
@@ -229,7 +266,11 @@ class Gpus:
         for c in range(self.classes):
             if self.holds[c * self.models + model]:
                 heap = self.busy[c]
-                if heap.size > 0 and (kind < 0 or heap.keys[0] < free):
+                self._skip_overdue(heap, now)
+                if heap.size > 0 and (
+                    best < 0 or heap.keys[0] < free or (heap.keys[0] == free and heap.ids[0] < best)
+                ):
+                    best = heap.ids[0]
                     free = heap.keys[0]
                     kind = self.class_type[c]
         return kind
@@ -259,7 +300,11 @@ class Gpus:
         heap = self.idle[c]
         heap.discard(gpu)
         heap = self.busy[c]
-        heap.put(gpu, exec_at + length)
+        if self.out_count[gpu] == DEPTH:
+            self.stuck[gpu] = 1
+            heap.discard(gpu)
+        else:
+            heap.put(gpu, exec_at + length)
 
     def give_back(self, gpu: int, batch: int, finished: int, now: int) -> bool:
         """A batch came back: it and the older ones are no longer out, the free time is corrected.

@@ -9,11 +9,14 @@ SLOTS = 65_536
 """Frontend slots: the top 16 bits of a request key."""
 LAST_TIME = 1 << 62
 """Times must be below; sums of a few of them then fit into 64 bits."""
+LONGEST = 1 << 48
+"""Durations in ns must be below (3 days); a sum of one time and some of them fits into 64 bits."""
 NEVER = (1 << 63) - 1
 """No wake-up is due."""
 MOST_GPUS = 1 << 20
 MOST_MODELS = 1 << 20
 LARGEST_BATCH = 4096
+MOST_QUEUED = 1 << 30
 TYPES = 64
 """GPU types that one shard can tell apart."""
 DEPTH = 4

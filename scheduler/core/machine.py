@@ -25,13 +25,15 @@ from .limits import (
     FULL,
     HANDED_BACK,
     LARGEST_BATCH,
-    LAST_TIME,
+    LIVE,
+    LONGEST,
     MOST_GPUS,
     MOST_MODELS,
     NEVER,
     OUT_OF_RANGE,
     PRIORITIES,
     SAMPLE_NS,
+    SLOTS,
     TYPES,
     UNKNOWN,
     UNSERVED,
@@ -65,7 +67,7 @@ class Core(Window):
         Raises:
             ValueError: a number or size out of range, or the model is known already.
         """
-        if not 0 <= model < MOST_MODELS or not 0 < slo_ns < LAST_TIME or not 1 <= max_batch <= LARGEST_BATCH:
+        if not 0 <= model < MOST_MODELS or not 0 < slo_ns < LONGEST or not 1 <= max_batch <= LARGEST_BATCH:
             raise ValueError(f"model {model}: number, SLO or largest batch out of range")
         if self.has_model(model):
             raise ValueError(f"model {model} is known already")
@@ -86,8 +88,8 @@ class Core(Window):
         """Set or replace l(1) … l(max_batch) in ns of a model on a GPU type (0 ≤ type < 64).
 
         Raises:
-            ValueError: unknown model or type, wrong length, or times that are not positive and
-                monotone.
+            ValueError: unknown model or type, wrong length, or times that are negative, absurd or
+                falling.
         """
         if not self.has_model(model) or not 0 <= gpu_type < TYPES:
             raise ValueError(f"model {model} or GPU type {gpu_type} is unknown")
@@ -96,15 +98,17 @@ class Core(Window):
             raise ValueError(
                 f"model {model}: {len(table)} latencies for a largest batch of {self.models.max_batch[model]}"
             )
-        if not table[0] >= 0 or table[len(table) - 1] >= LAST_TIME or any(b < a for a, b in pairwise(table)):
-            raise ValueError(f"model {model}: latencies must not be negative and must not fall")
+        if not table[0] >= 0 or table[len(table) - 1] >= LONGEST or any(b < a for a, b in pairwise(table)):
+            raise ValueError(f"model {model}: latencies must not be negative, must not fall, nor last 3 days")
         now = self._clock(now)
         self.models.set_table(model, gpu_type, table)
         self._serve_one(model)
         for priority in range(PRIORITIES):
             lane = self.lane_of[model * PRIORITIES + priority]
-            if lane >= 0 and self.queues.count[lane] > 0:
-                self._reform(lane, now)
+            if lane >= 0:
+                self.lane_target_sample[lane] = -1
+                if self.queues.count[lane] > 0:
+                    self._reform(lane, now)
         self._run(now)
 
     def drain_model(self, model: int) -> None:
@@ -149,13 +153,15 @@ class Core(Window):
         return 0 <= gpu < self.gpus.capacity and self.gpus.state[gpu] != ABSENT
 
     def set_gpu_models(self, now: int, gpu: int, models: Sequence[int] | None) -> None:
-        """The GPU holds these models from now on (None: all).
+        """The GPU holds these models from now on (None: all); nothing changes on one that drains.
 
         Raises:
             ValueError: no such GPU.
         """
         if not self.has_gpu(gpu):
             raise ValueError(f"no GPU {gpu}")
+        if self.gpus.state[gpu] != LIVE:
+            return
         now = self._clock(now)
         kind = self.gpus.class_type[self.gpus.cls[gpu]]
         self.gpus.move(gpu, self.gpus.class_of(kind, _frozen(models)), now)
@@ -163,7 +169,7 @@ class Core(Window):
 
     def drain_gpu(self, now: int, gpu: int) -> None:
         """Dispatch nothing more to the GPU; it stays until :meth:`remove_gpu`."""
-        if self.has_gpu(gpu):
+        if self.has_gpu(gpu) and self.gpus.state[gpu] == LIVE:
             now = self._clock(now)
             self.gpus.drain(gpu)
             self._changed(now, self.gpus.class_live[self.gpus.cls[gpu]] == 0)
@@ -176,24 +182,41 @@ class Core(Window):
         """Forget the GPU; whoever drives the core gives again what was out on it, if that is wanted."""
         if self.has_gpu(gpu):
             now = self._clock(now)
+            live = self.gpus.state[gpu] == LIVE
             self.gpus.leave(gpu)
-            self._changed(now, self.gpus.class_live[self.gpus.cls[gpu]] == 0)
+            self._changed(now, live and self.gpus.class_live[self.gpus.cls[gpu]] == 0)
 
     def set_margin(self, margin_ns: int) -> None:
         """The margin before every deadline, from now on."""
-        self.margin = max(0, margin_ns)
+        self.margin = _span(margin_ns)
 
     def set_type_margin(self, gpu_type: int, margin_ns: int) -> None:
-        """A further margin for windows that are formed against GPUs of that type."""
-        self.type_margin[gpu_type] = max(0, margin_ns)
+        """A further margin for windows that are formed against GPUs of that type.
+
+        Raises:
+            ValueError: no such type.
+        """
+        if not 0 <= gpu_type < TYPES:
+            raise ValueError(f"GPU type {gpu_type}: out of range")
+        margin_ns = _span(margin_ns)
+        if self.type_margin[gpu_type] != margin_ns:
+            self.type_margin[gpu_type] = margin_ns
+            if self.gpus.classes > 1:
+                self._serve_all()
 
     def set_gpu_margin(self, gpu: int, margin_ns: int) -> None:
         """A further margin for batches that go to that GPU."""
         if self.has_gpu(gpu):
-            self.gpus.margin[gpu] = max(0, margin_ns)
+            self.gpus.margin[gpu] = _span(margin_ns)
 
     def forget_slot(self, slot: int) -> None:
-        """The frontend of that slot has gone: its successor's keys start anew."""
+        """The frontend of that slot has gone: its successor's keys start anew.
+
+        Raises:
+            ValueError: no such slot.
+        """
+        if not 0 <= slot < SLOTS:
+            raise ValueError(f"slot {slot}: out of range")
         self.last_key[slot] = 0
 
     def _serve_all(self) -> None:
@@ -202,10 +225,14 @@ class Core(Window):
             self._serve_one(model)
 
     def _serve_one(self, model: int) -> None:
-        """Which classes serve the model (they hold it and have its table), and its fastest type."""
+        """Which classes serve the model (they hold it and have its table), and its fastest type.
+
+        That is the type on which one request would be done first; the smallest number among equals.
+        """
         gpus = self.gpus
         models = self.models
         best = -1
+        least = 0
         for c in range(gpus.classes):
             held = gpus.class_models[c]
             kind = gpus.class_type[c]
@@ -213,9 +240,10 @@ class Core(Window):
             serves = at >= 0 and gpus.class_live[c] > 0 and (held is None or model in held)
             gpus.holds[c * gpus.models + model] = serves
             if serves:
-                least = models.latency[at + 1]
-                if best < 0 or least < models.latency[models.table[model * TYPES + best] + 1]:
+                alone = models.latency[at + 1] + self.type_margin[kind]
+                if best < 0 or alone < least or (alone == least and kind < best):
                     best = kind
+                    least = alone
         self.fast[model] = best
         self.fast_at[model] = models.table[model * TYPES + best] if best >= 0 else -1
 
@@ -267,7 +295,6 @@ class Core(Window):
         if len(p) != n:
             raise ValueError("columns of different lengths")
         now = self._clock(now)
-        self.gpus.settle(now)
         queues = self.queues
         meter = self.meter
         models = self.models
@@ -334,7 +361,6 @@ class Core(Window):
         if len(b) != n or len(f) != n:
             raise ValueError("columns of different lengths")
         now = self._clock(now)
-        self.gpus.settle(now)
         for i in range(n):
             which = g[i]
             ended = f[i]
@@ -347,7 +373,6 @@ class Core(Window):
     def advance(self, now: int) -> None:
         """Time has passed: open windows, drop what expired, dispatch."""
         now = self._clock(now)
-        self.gpus.settle(now)
         self._run(now)
 
     def next_wakeup(self) -> int:
@@ -360,7 +385,8 @@ class Core(Window):
             if ready.size > 0:
                 if ready.keys[0] + 1 < due:
                     due = ready.keys[0] + 1
-                for i in range(1 if self.gpus.classes == 1 else ready.size):
+                # Lanes behind the first count only where it was passed over; else it claims every GPU.
+                for i in range(ready.size if self.skipped else 1):
                     lane = ready.ids[i]
                     reach = self.control + self.lane_size[lane] * self.data
                     free = self.gpus.next_free(self.lane_model[lane], self.now + reach)
@@ -380,6 +406,10 @@ class Core(Window):
     def clear_actions(self) -> None:
         """Forget the actions that have been read."""
         self.actions.clear()
+
+
+def _span(ns: int) -> int:
+    return min(max(0, ns), LONGEST)
 
 
 def _frozen(models: Sequence[int] | None) -> frozenset[int] | None:

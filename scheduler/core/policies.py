@@ -8,6 +8,8 @@ is that of Triton's dynamic batcher; the others are the ablations of the dispatc
 
 from __future__ import annotations
 
+from .limits import LARGEST_BATCH, LONGEST
+
 
 class Policy:
     """Deferred: ready when waiting longer could not let the batch grow."""
@@ -107,9 +109,11 @@ def make_policy(name: str) -> Policy:
     if kind == "timeout" and rest:
         wait, _, preferred = rest.partition(":")
         try:
-            return Timeout(int(float(wait) * 1e6), int(preferred or 0))
-        except ValueError:
-            pass
+            wait_ns, size = int(float(wait) * 1e6), int(preferred or 0)
+        except (ValueError, OverflowError):
+            wait_ns, size = -1, 0
+        if 0 <= wait_ns < LONGEST and 0 <= size <= LARGEST_BATCH:
+            return Timeout(wait_ns, size)
     raise ValueError(
         f"unknown policy {name!r}: choose deferred, eager, target, latest or timeout:MS[:PREFERRED_SIZE]"
     )

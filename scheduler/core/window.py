@@ -16,7 +16,19 @@ from .actions import Actions
 from .columns import widen
 from .gpus import Gpus
 from .heap import Heap
-from .limits import EXPIRED, LAST_TIME, PRIORITIES, SAMPLE_NS, SLOTS, TYPES, UNSERVED, WINDOW
+from .limits import (
+    EXPIRED,
+    LARGEST_BATCH,
+    LAST_TIME,
+    LONGEST,
+    MOST_QUEUED,
+    PRIORITIES,
+    SAMPLE_NS,
+    SLOTS,
+    TYPES,
+    UNSERVED,
+    WINDOW,
+)
 from .meter import Meter
 from .models import Models
 from .policies import make_policy
@@ -42,6 +54,10 @@ class Window:
     ) -> None:
         if min(control_ns, data_ns, result_ns, margin_ns, horizon_ns, overdue_ns) < 0 or max_queue < 1:
             raise ValueError("latencies, margin and horizon cannot be negative, nor max_queue below 1")
+        if max(control_ns, data_ns * LARGEST_BATCH, result_ns, margin_ns, horizon_ns, overdue_ns) >= LONGEST:
+            raise ValueError("latencies, margin and horizon must be below 3 days, data_ns below 1 minute")
+        if max_queue > MOST_QUEUED:
+            raise ValueError(f"max_queue is {max_queue}; {MOST_QUEUED} is the most")
         self.policy = make_policy(policy)
         self.control = control_ns
         self.data = data_ns
@@ -74,15 +90,19 @@ class Window:
         self.pending = Heap(0)
         self.ready = [Heap(0) for _ in range(PRIORITIES)]
         self.parked: list[int] = []
+        self.skipped = False
 
     def _clock(self, now: int) -> int:
         if now < self.now or now >= LAST_TIME:
             self.clock_steps += 1
-            return self.now
+            now = self.now
         self.now = now
+        self.gpus.settle(now)
         return now
 
     def _run(self, now: int) -> None:
+        self.gpus.release()
+        self.skipped = False
         pending = self.pending
         while pending.size > 0 and pending.keys[0] <= now:
             self._reform(pending.ids[0], now)
@@ -94,21 +114,40 @@ class Window:
                 self._match(priority, now)
 
     def _match(self, priority: int, now: int) -> None:
-        """Give GPUs to ready lanes, smallest ``latest`` first; a lane that none can take is passed over."""
+        """Give GPUs to ready lanes, smallest ``latest`` first.
+
+        A lane that none can take is passed over; those that it waits for are not for lanes behind it.
+        """
         ready = self.ready[priority]
         gpus = self.gpus
         passed = self.parked
         while ready.size > 0:
             lane = ready.ids[0]
+            model = self.lane_model[lane]
             reach = now + self.control + self.lane_size[lane] * self.data
-            gpu = gpus.pick(now, self.lane_model[lane], reach)
-            if gpu < 0 and gpus.classes == 1:
-                break
-            if gpu < 0 or not self._serve(lane, gpu, now):
+            tried = 0
+            gpu = gpus.pick(now, model, reach, 0)
+            while gpu >= 0 and not self._serve(lane, gpu, now):
+                # Too slow or too late for the head; a GPU of another type, or a steadier one, may not be.
+                kind = gpus.class_type[gpus.cls[gpu]]
+                if gpus.margin[gpu] > self.type_margin[kind]:
+                    gpus.set_aside(gpu)
+                else:
+                    tried |= 1 << kind
+                gpu = gpus.pick(now, model, reach, tried)
+            if gpu < 0:
+                more = gpus.claim(model, tried)
+                gpus.restore(now)
+                if not more:
+                    break
                 # Set aside with its key, so that the lanes behind it are looked at.
+                self.skipped = True
                 passed.append(lane)
-                passed.append(ready.keys[ready.place[lane]])
+                passed.append(ready.keys[0])
                 ready.discard(lane)
+            else:
+                gpus.restore(now)
+                self._reform(lane, now)
         while passed:
             latest = passed.pop()
             ready.put(passed.pop(), latest)
@@ -146,7 +185,6 @@ class Window:
             actions.deadline[to + i] = queues.finish[slot] + result
         queues.pop(lane, size)
         gpus.take(gpu, batch, start, length)
-        self._reform(lane, now)
         return True
 
     def _form(self, lane: int, at: int, now: int, free: int, margin: int) -> int:
@@ -273,7 +311,7 @@ class Window:
         """Type of the GPU that would take the model now; -1 if no GPU serves it."""
         kind = self.fast[model]
         if self.gpus.classes > 1 and kind >= 0:
-            taker = self.gpus.taker_type(model)
+            taker = self.gpus.taker_type(self.now, model)
             if taker >= 0:
                 kind = taker
         return kind
