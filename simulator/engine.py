@@ -240,7 +240,7 @@ class _Run:
                 now, number, gpu = heapq.heappop(self.reports)
                 if number in self.killed:
                     continue
-                self.system.complete(now, gpu, number)
+                self.system.complete(now, gpu, number, self.rows[number][5])
             elif timer < limit:
                 now = timer
                 self.system.advance(now)
@@ -267,7 +267,7 @@ class _Run:
         start = max(now + self.control + size * self.data + self.out[draw], worker.free)
         spec = self.cluster.models[sent.model]
         length = spec.latency[self.cluster.gpu_type[sent.gpu]][size - 1]
-        length += (length // 1000) * (self.length_ppm[draw] - 1_000_000) // 1000
+        length = (length // 1000) * self.length_ppm[draw] // 1000 + length % 1000
         end, answered = start + length, start + length + self.result + self.back[draw]
         if start > sent.latest:
             start = end = sent.latest if sent.latest > now else now

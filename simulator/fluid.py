@@ -62,14 +62,14 @@ def fluid_scale(cluster: Cluster) -> float | None:
             return 0.0
         b, table, room = b[fits], table[fits], room[fits]
         cost = count * rate * table / b / 1e9  # GPUs per unit of y
-        points += (b / (room / 1e9) / rate).tolist()
+        gather = (b / (room / 1e9) / rate).tolist()
+        points += [0.0, *gather[1:]]  # a single request waits for nobody
         changes += np.diff(cost, prepend=0.0).tolist()
     order = np.argsort(points, kind="stable")
     at = np.array(points)[order]
     slope = np.cumsum(np.array(changes)[order])
     gpus = len(cluster.gpu_type)
     until = np.append(at[1:], np.inf)
-    # Below its first point a model has no batch that fits: it waits for nobody, b = 1 at once.
     reach = np.minimum(gpus / np.maximum(slope, 1e-300), until)
     valid = np.flatnonzero(at * slope <= gpus)
     return float(reach[valid[-1]]) if len(valid) else 0.0

@@ -86,8 +86,8 @@ class System(Protocol):
     def submit(self, now: int, model: int, deadline: int, key: int) -> None:
         """A request arrives; its result must be at the frontend by ``deadline``."""
 
-    def complete(self, now: int, gpu: int, number: int) -> None:
-        """A batch has ended, or was discarded by the worker."""
+    def complete(self, now: int, gpu: int, number: int, finished: int) -> None:
+        """A batch has ended at ``finished``, or was discarded by the worker then."""
 
     def advance(self, now: int) -> None:
         """The time that :meth:`next_wakeup` named has come."""

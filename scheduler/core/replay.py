@@ -35,8 +35,8 @@ class Replay:
         control_ns, data_ns: true latencies; the core believes its own.
         report_ns: from a batch's end to the core's notice of it.
         tick_ns: 0, or the length of the ticks in which arrivals are submitted together.
-        control_extra, data_extra: int64 ns, added to the latencies of batch i as entry i modulo the
-            length, which is a power of two.
+        control_extra: int64 ns, added to the latency of batch i as entry i modulo the number of entries,
+            which is a power of two.
         length_ppm: int64, the true length of batch i in millionths of its profile's, in the same way.
     """
 
@@ -101,7 +101,7 @@ class Replay:
         while i < n:
             now = t[i]
             if self.tick > 0:
-                now = -(-now // self.tick) * self.tick
+                now = (now + self.tick - 1) // self.tick * self.tick
             self._until(now)
             self.events += 1
             if self.tick > 0:
@@ -168,8 +168,9 @@ class Replay:
             if start < self.free[gpu]:
                 start = self.free[gpu]
             length = actions.finish_at[i] - actions.exec_at[i]
-            # Twice, so that the product stays below 2^63 for lengths up to an hour.
-            length += (length // 1000) * (self.length_ppm[at] - 1_000_000) // 1000
+            # In two steps, so that the product stays below 2^63 for lengths up to an hour; no negative
+            # operand, because C and Python round those differently.
+            length = (length // 1000) * self.length_ppm[at] // 1000 + length % 1000
             end = start + length
             self.free[gpu] = end
             slot = gpu * DEPTH + (self.out_head[gpu] + self.out_count[gpu]) % DEPTH

@@ -1,0 +1,127 @@
+"""Arrival processes: rates, dispersion, modulation, traces; the same pattern at every rate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from simulator.arrivals import START_NS, check_arrivals, copy_rates, make_arrivals
+from simulator.experiment import Experiment, ExperimentError, parse_experiment
+from simulator.traces import load_trace
+
+
+def experiment(seconds: float = 100, base: Path = Path("."), **model: Any) -> Experiment:
+    model = {"name": "a", "alpha_ms": 1, "beta_ms": 5, "slo_ms": 50, "rate": 200.0} | model
+    return parse_experiment({"gpus": 2, "seconds": seconds, "models": [model]}, "test", base)
+
+
+def seconds_of(what: Experiment, scale: float = 1.0) -> Any:
+    return (make_arrivals(what, scale).at - START_NS) / 1e9
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "dispersion"), [("constant", 0.0), ("poisson", 1.0), ("gamma:0.1", 10.0), ("gamma:4", 0.25)]
+)
+def test_rate_and_dispersion(arrivals: str, dispersion: float) -> None:
+    times = seconds_of(experiment(500, arrivals=arrivals))
+    assert len(times) / 500 == pytest.approx(200, rel=0.05)
+    gaps = np.diff(times)
+    assert gaps.var() / gaps.mean() ** 2 == pytest.approx(dispersion, rel=0.1, abs=1e-6)
+    assert times.min() >= 0
+    assert times.max() < 500
+
+
+def test_deadlines_and_numbers() -> None:
+    arrivals = make_arrivals(experiment(1, count=3))
+    assert set(arrivals.model) == {0, 1, 2}
+    assert (arrivals.deadline - arrivals.at == 50_000_000).all()
+    assert (np.diff(arrivals.at) >= 0).all()
+
+
+def test_same_seed_same_pattern_at_every_rate() -> None:
+    one, two = seconds_of(experiment()), seconds_of(experiment(), 2.0)
+    assert (seconds_of(experiment()) == one).all()
+    assert two[: len(one)] == pytest.approx(one / 2, abs=1e-6)
+    other = parse_experiment(experiment().model_dump(exclude={"kind"}) | {"seed": 2}, "test")
+    assert seconds_of(other)[0] != one[0]
+
+
+def test_popularity() -> None:
+    group = experiment(count=4, popularity="zipf:1").models[0]
+    rates = copy_rates(group, 300.0)
+    assert sum(rates) == pytest.approx(1200)
+    assert rates[0] / rates[3] == pytest.approx(4)
+
+
+def test_modulation() -> None:
+    step = seconds_of(experiment(modulation={"step": [{"at": 50, "factor": 3}]}))
+    assert (step >= 50).sum() / (step < 50).sum() == pytest.approx(3, rel=0.05)
+    ramp = seconds_of(experiment(modulation={"ramp": [{"at": 0, "factor": 0}, {"at": 100, "factor": 2}]}))
+    assert (ramp < 50).sum() / len(ramp) == pytest.approx(0.25, rel=0.05)
+    sine = seconds_of(experiment(modulation={"sine": {"amplitude": 1, "period_s": 100}}))
+    assert (sine < 50).sum() / len(sine) == pytest.approx(0.5 + 1 / np.pi, rel=0.05)
+    off = seconds_of(experiment(modulation={"step": [{"at": 20, "factor": 0}, {"at": 80, "factor": 1}]}))
+    assert ((off > 20.001) & (off < 79.999)).sum() == 0
+    assert (off >= 80).sum() > 3000
+
+
+STAMPS = "TIMESTAMP,Tokens\n" + "".join(
+    f"2023-11-16 18:15:{s:02}.{t}000000,1\n" for s in range(50) for t in (0, 1, 5)
+)
+
+
+def test_timestamps_are_replayed(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(STAMPS)
+    trace = load_trace(tmp_path / "t.csv")
+    assert trace.times is not None
+    assert trace.times[:4] == pytest.approx([0.0, 0.1, 0.5, 1.0])
+    same = seconds_of(experiment(40, tmp_path, arrivals="trace:t.csv", rate=None))
+    assert len(same) / 40 == pytest.approx(3, rel=0.05)
+    double = seconds_of(experiment(40, tmp_path, arrivals="trace:t.csv", rate=None, trace_speed=2))
+    assert len(double) / 40 == pytest.approx(6, rel=0.05)
+    many = seconds_of(experiment(200, tmp_path, arrivals="trace:t.csv", rate=30))
+    assert len(many) / 200 == pytest.approx(30, rel=0.05)
+    few = seconds_of(experiment(200, tmp_path, arrivals="trace:t.csv", rate=1))
+    assert len(few) / 200 == pytest.approx(1, rel=0.2)
+
+
+def test_counts_per_minute(tmp_path: Path) -> None:
+    (tmp_path / "wide.csv").write_text("Owner,Trigger,1,2,3\nx,http,10,0,20\ny,http,0,30,0\n")
+    trace = load_trace(tmp_path / "wide.csv")
+    assert trace.per_minute is not None
+    assert trace.per_minute.tolist() == [10, 30, 20]
+    times = seconds_of(experiment(180, tmp_path, arrivals="trace:wide.csv", rate=100))
+    shares = np.histogram(times, [0, 60, 120, 180])[0] / len(times)
+    assert shares == pytest.approx([1 / 6, 1 / 2, 1 / 3], rel=0.1)
+    (tmp_path / "long.csv").write_text("minute,count\n0,5\n1,7\n")
+    long = load_trace(tmp_path / "long.csv").per_minute
+    assert long is not None
+    assert long.tolist() == [5, 7]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is empty"),
+        ("timestamp\n", "is empty"),
+        ("1,2\n0,0\n", "all its counts are 0"),
+        ("timestamp\n1\n3\n2\n", "out of order: line 4"),
+        ("timestamp\n1\nx\n", "line 3: 'x' is neither a number nor an ISO time"),
+        ("timestamp\n5\n5\n", "spans no time"),
+        ("1,2\n3,x\n", "line 2: expected a number"),
+        ("count\n-3\n", "out of range"),
+        ("colour,size\n1,2\n", "has the columns colour, size: expected"),
+    ],
+)
+def test_bad_traces(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ExperimentError, match=words):
+        check_arrivals(experiment(10, tmp_path, arrivals="trace:t.csv"))
+
+
+def test_a_missing_trace(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match=r"cannot read the trace .*No such file"):
+        check_arrivals(experiment(10, tmp_path, arrivals="trace:t.csv"))
