@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from symphony.config import load_config
+from symphony.urgency import keep_collector_out
 
 if TYPE_CHECKING:
     from frontend.load import LoadPlan, ModelLoad
@@ -240,6 +241,7 @@ def _run(plan: LoadPlan) -> LoadReport:
             seen = f"{step.sent:,} sent, {step.good:,} good, {waiting:,} in flight"
             bar.update(task, completed=step.elapsed_s, seen=seen)
 
+        keep_collector_out()
         return run_load(plan, show_step)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from symphony.config import load_config
-from symphony.urgency import be_prompt
+from symphony.urgency import be_prompt, keep_collector_out
 
 
 @click.command()
@@ -90,6 +90,7 @@ def command(
         with shard.stopping.on_signals():
             shard.start()
             logging.getLogger(__name__).info("%s is up", shard_id)
+            keep_collector_out()
             shard.run()
     finally:
         shard.close()

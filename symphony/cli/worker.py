@@ -11,7 +11,7 @@ import click
 
 from symphony.config import load_config
 from symphony.status import SymphonyError
-from symphony.urgency import be_prompt
+from symphony.urgency import be_prompt, keep_collector_out
 
 
 @click.command()
@@ -87,6 +87,7 @@ def command(config_file: Path | None, worker_id: str | None, models: tuple[str, 
         be_prompt()  # it stands for GPUs, which wait for no other process
     worker = Worker(settings, make_runner(entry, definitions), definitions)
     stop_on_signals(worker.stop)
+    keep_collector_out()
     try:
         worker.run()
     except SymphonyError as error:
