@@ -20,22 +20,6 @@ MS = 1_000_000
 COUNTS = ["offered", "good", "late", "dropped", "bad_share", "goodput_rps", "p50_ms", "p99_ms"]
 COUNTS += ["mean_batch", "busy_share", "gpus_used_mean"]
 WHOLE = ["fluid_ideal_rps", "seconds_simulated", "wall_s", "requests_per_wall_s"]
-    "offered",
-    "good",
-    "late",
-    "dropped",
-    "bad_share",
-    "goodput_rps",
-    "fluid_ideal_rps",
-    "p50_ms",
-    "p99_ms",
-    "mean_batch",
-    "busy_share",
-    "gpus_used_mean",
-    "seconds_simulated",
-    "wall_s",
-    "requests_per_wall_s",
-]
 
 
 def at(ms: list[float]) -> np.ndarray:  # type: ignore[type-arg]
