@@ -1,0 +1,488 @@
+"""A slow and obviously right scheduling core: lists, sorting, and no bookkeeping that could go stale.
+
+It takes the events of ``scheduler.core.machine.Core`` and gives the same actions, or one of the two is
+wrong. It is written from the rules (docs/algorithm.md), not from the core: what the core keeps in
+heaps, rings and counters is searched for anew here, and every "largest such that" is a loop.
+
+Lanes do hold their candidate and its timer, because the rules say when a candidate is formed: at an
+arrival, when its timer has passed, after a dispatch, and when what could serve it has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from scheduler.core.limits import (
+    DEPTH,
+    DUPLICATE,
+    EXPIRED,
+    FULL,
+    HANDED_BACK,
+    LAST_TIME,
+    OUT_OF_RANGE,
+    SAMPLE_NS,
+    SAMPLES,
+    UNKNOWN,
+    UNSERVED,
+    WINDOW,
+)
+
+Dispatch = tuple[int, int, int, int, int, int, int, tuple[int, ...], tuple[int, ...]]
+"""model, priority, gpu, size, batch, exec_at, finish_at, keys, deadlines."""
+Drop = tuple[int, int, int, int]
+"""key, model, deadline, reason."""
+
+
+@dataclass
+class Request:
+    finish_by: int
+    deadline: int
+    key: int
+
+
+@dataclass
+class Model:
+    slo: int
+    max_batch: int
+    draining: bool = False
+    tables: dict[int, list[int]] = field(default_factory=dict)  # type → [l(1), …]
+
+
+@dataclass
+class Gpu:
+    number: int
+    kind: int
+    models: frozenset[int] | None
+    free_at: int
+    idle: bool = True
+    live: bool = True
+    margin: int = 0
+    out: list[tuple[int, int, int]] = field(default_factory=list)  # batch, exec_at, length
+
+    def runs(self) -> tuple[int, frozenset[int] | None]:
+        return self.kind, self.models
+
+
+@dataclass
+class Lane:
+    number: int
+    model: int
+    priority: int
+    queue: list[Request] = field(default_factory=list)
+    state: str = "empty"
+    due: int = 0  # opening of a pending lane, latest of a ready one
+    size: int = 0
+    target: int = 1
+    aimed: int = -1  # the sample in which the target was worked out
+    looked: int = -1  # the last sample in which the lane's rate was looked at
+    first: int = -1  # the first sample of its history
+    arrivals: list[int] = field(default_factory=list)  # the sample of each
+
+
+class Reference:
+    """Constructed, driven and read as the core is, but for actions as lists of tuples."""
+
+    def __init__(
+        self,
+        policy: str = "deferred",
+        control_ns: int = 0,
+        data_ns: int = 0,
+        result_ns: int = 0,
+        margin_ns: int = 0,
+        max_queue: int = 65_536,
+        horizon_ns: int = 3_600_000_000_000,
+        overdue_ns: int = 0,
+    ) -> None:
+        self.policy, *settings = policy.split(":")
+        self.wait = int(float(settings[0]) * 1e6) if settings else 0
+        self.preferred = int(settings[1]) if len(settings) > 1 else 0
+        self.control, self.data, self.result, self.margin = control_ns, data_ns, result_ns, margin_ns
+        self.max_queue, self.horizon, self.overdue = max_queue, horizon_ns, overdue_ns
+        self.now = 0
+        self.batches = 0
+        self.clock_steps = 0
+        self.strange_completions = 0
+        self.models: dict[int, Model] = {}
+        self.gpus: dict[int, Gpu] = {}
+        self.lanes: dict[tuple[int, int], Lane] = {}  # in the order of their numbers
+        self.last_key: dict[int, int] = {}
+        self.type_margin: dict[int, int] = {}
+        self.claimed: set[int] = set()
+        self.dispatches: list[Dispatch] = []
+        self.drops: list[Drop] = []
+
+    def actions(self) -> tuple[list[Dispatch], list[Drop]]:
+        """What has come out since the last call."""
+        out = self.dispatches, self.drops
+        self.dispatches, self.drops = [], []
+        return out
+
+    # --- models and GPUs ---------------------------------------------------------------------
+
+    def add_model(self, model: int, slo_ns: int, max_batch: int) -> None:
+        self.models[model] = Model(slo_ns, max_batch)
+
+    def set_profile(self, now: int, model: int, gpu_type: int, latency_ns: Sequence[int]) -> None:
+        self.clock(now)
+        self.models[model].tables[gpu_type] = list(latency_ns)
+        for lane in self.lanes_of(model):
+            lane.aimed = -1
+            if lane.queue:
+                self.form(lane)
+        self.run()
+
+    def drain_model(self, model: int) -> None:
+        if model in self.models:
+            self.models[model].draining = True
+
+    def remove_model(self, now: int, model: int) -> None:
+        if model not in self.models:
+            return
+        self.clock(now)
+        for lane in self.lanes_of(model):
+            self.drop(lane, len(lane.queue), HANDED_BACK)
+            lane.state, lane.size = "empty", 0
+            lane.looked, lane.first, lane.arrivals = -1, -1, []
+        del self.models[model]
+        self.run()
+
+    def lanes_of(self, model: int) -> list[Lane]:
+        return [self.lanes[model, p] for p in range(4) if (model, p) in self.lanes]
+
+    def add_gpu(self, now: int, gpu: int, gpu_type: int = 0, models: Iterable[int] | None = None) -> None:
+        self.clock(now)
+        new = Gpu(gpu, gpu_type, None if models is None else frozenset(models), self.now)
+        first = new.runs() not in self.kinds()
+        self.gpus[gpu] = new
+        self.changed(first)
+
+    def set_gpu_models(self, now: int, gpu: int, models: Iterable[int] | None) -> None:
+        if self.gpus[gpu].live:
+            self.clock(now)
+            self.gpus[gpu].models = None if models is None else frozenset(models)
+            self.changed(True)
+
+    def drain_gpu(self, now: int, gpu: int) -> None:
+        if gpu in self.gpus and self.gpus[gpu].live:
+            self.clock(now)
+            self.gpus[gpu].live = False
+            self.changed(self.gpus[gpu].runs() not in self.kinds())
+
+    def remove_gpu(self, now: int, gpu: int) -> None:
+        if gpu in self.gpus:
+            self.clock(now)
+            gone = self.gpus.pop(gpu)
+            self.changed(gone.live and gone.runs() not in self.kinds())
+
+    def kinds(self) -> set[tuple[int, frozenset[int] | None]]:
+        return {gpu.runs() for gpu in self.gpus.values() if gpu.live}
+
+    def changed(self, everything: bool) -> None:
+        """Candidates are formed anew when the first GPU of its kind comes or the last one goes."""
+        if everything:
+            for lane in self.lanes.values():
+                if lane.queue:
+                    self.form(lane)
+        self.run()
+
+    def set_margin(self, margin_ns: int) -> None:
+        self.margin = margin_ns
+
+    def set_type_margin(self, gpu_type: int, margin_ns: int) -> None:
+        self.type_margin[gpu_type] = margin_ns
+
+    def set_gpu_margin(self, gpu: int, margin_ns: int) -> None:
+        if gpu in self.gpus:
+            self.gpus[gpu].margin = margin_ns
+
+    def forget_slot(self, slot: int) -> None:
+        self.last_key.pop(slot, None)
+
+    # --- events ------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        now: int,
+        model: Sequence[int],
+        deadline: Sequence[int],
+        key: Sequence[int],
+        priority: Sequence[int] | None = None,
+        again: bool = False,
+    ) -> None:
+        self.clock(now)
+        ranks = [0] * len(model) if priority is None else [min(p, 3) for p in priority]
+        touched: list[Lane] = []
+        for m, d, k, p in zip(model, deadline, key, ranks, strict=True):
+            reason = self.refusal(m, d, k, again)
+            if not reason:
+                lane = self.lanes.setdefault((m, p), Lane(len(self.lanes), m, p))
+                if len(lane.queue) >= self.max_queue:
+                    reason = FULL
+            if reason:
+                self.drops.append((k, m, d, reason))
+                continue
+            self.look(lane)
+            lane.arrivals.append(self.now // SAMPLE_NS)
+            lane.queue.append(Request(d - self.result, d, k))
+            lane.queue.sort(key=lambda request: request.finish_by)  # stable: equals in order of arrival
+            if lane not in touched:
+                touched.append(lane)
+        for lane in touched:
+            self.form(lane)
+        self.run()
+
+    def refusal(self, model: int, deadline: int, key: int, again: bool) -> int:
+        if model not in self.models:
+            return UNKNOWN
+        if not again:
+            if key <= self.last_key.get(key >> 48, 0):
+                return DUPLICATE
+            self.last_key[key >> 48] = key
+        if not 0 <= deadline <= self.now + self.horizon:
+            return OUT_OF_RANGE
+        if self.models[model].draining or not self.serving(model):
+            return UNSERVED
+        return 0
+
+    def complete(self, now: int, gpu: Sequence[int], batch: Sequence[int], finished: Sequence[int]) -> None:
+        self.clock(now)
+        for g, b, f in zip(gpu, batch, finished, strict=True):
+            ended = f if 0 <= f <= self.now else self.now
+            there = self.gpus.get(g)
+            if there is None or b not in [out[0] for out in there.out]:
+                self.strange_completions += 1
+                continue
+            while there.out.pop(0)[0] != b:
+                pass
+            there.free_at = ended
+            for _, exec_at, length in there.out:
+                there.free_at = max(there.free_at, exec_at) + length
+            there.idle = there.free_at <= self.now
+        self.run()
+
+    def advance(self, now: int) -> None:
+        self.clock(now)
+        self.run()
+
+    def clock(self, now: int) -> None:
+        if now < self.now or now >= LAST_TIME:
+            self.clock_steps += 1
+        else:
+            self.now = now
+        for gpu in self.gpus.values():
+            gpu.idle = gpu.free_at <= self.now
+
+    # --- GPUs --------------------------------------------------------------------------------
+
+    def serving(self, model: int) -> list[Gpu]:
+        """Live GPUs that hold the model and whose type has its latencies, by number."""
+        if model not in self.models:
+            return []
+        return [
+            self.gpus[n]
+            for n in sorted(self.gpus)
+            if self.gpus[n].live
+            and (self.gpus[n].models is None or model in (self.gpus[n].models or ()))
+            and self.gpus[n].kind in self.models[model].tables
+        ]
+
+    def in_order(self, model: int) -> list[Gpu]:
+        """Those that may get a batch, in the order in which they would be taken."""
+        can = []
+        for gpu in self.serving(model):
+            late = bool(gpu.out) and self.now - sum(gpu.out[0][1:]) > self.overdue > 0
+            if len(gpu.out) < DEPTH and not late:
+                can.append(gpu)
+        idle = [gpu for gpu in can if gpu.idle]
+        busy = [gpu for gpu in can if not gpu.idle]
+        return idle + sorted(busy, key=lambda gpu: (gpu.free_at, gpu.number))
+
+    def fastest(self, model: int) -> int:
+        """The type on which one request is done first; the smallest number among equals."""
+        kinds = {gpu.kind for gpu in self.serving(model)}
+        tables = self.models[model].tables
+        return min(kinds, key=lambda kind: (tables[kind][0] + self.type_margin.get(kind, 0), kind))
+
+    # --- the rules ---------------------------------------------------------------------------
+
+    def run(self) -> None:
+        self.claimed = set()
+        while due := [
+            lane for lane in self.lanes.values() if lane.state == "pending" and lane.due <= self.now
+        ]:
+            self.form(min(due, key=lambda lane: (lane.due, lane.number)))
+        for priority in (3, 2, 1, 0):
+            while due := [lane for lane in self.ready(priority) if lane.due < self.now]:
+                self.form(due[0])
+            self.match(priority)
+
+    def ready(self, priority: int) -> list[Lane]:
+        found = [lane for lane in self.lanes.values() if lane.state == "ready" and lane.priority == priority]
+        return sorted(found, key=lambda lane: (lane.due, lane.number))
+
+    def match(self, priority: int) -> None:
+        """The lane with the smallest latest goes first; one that no GPU can take is passed over."""
+        passed: list[Lane] = []
+        while waiting := [lane for lane in self.ready(priority) if lane not in passed]:
+            if not self.place(waiting[0]):
+                passed.append(waiting[0])
+
+    def place(self, lane: Lane) -> bool:
+        """Find a GPU for the lane; if there is none, those that it waits for are claimed."""
+        reach = self.now + self.control + lane.size * self.data
+        too_slow: set[int] = set()
+        for gpu in self.in_order(lane.model):
+            if gpu.number in self.claimed or gpu.kind in too_slow or not (gpu.idle or gpu.free_at <= reach):
+                continue
+            if self.serve(lane, gpu):
+                return True
+            if gpu.margin <= self.type_margin.get(gpu.kind, 0):
+                too_slow.add(gpu.kind)
+        self.claimed |= {gpu.number for gpu in self.serving(lane.model) if gpu.kind not in too_slow}
+        return False
+
+    def serve(self, lane: Lane, gpu: Gpu) -> bool:
+        """The batch is formed afresh against the GPU's true start time."""
+        free = max(gpu.free_at, self.now)
+        margin = self.margin + gpu.margin
+        self.window_drop(lane, gpu.kind, free, margin)
+        size = self.largest(lane, gpu.kind, free, margin)
+        if size == 0:
+            return False
+        batch, lane.queue = lane.queue[:size], lane.queue[size:]
+        start = max(self.now + self.control + size * self.data, free)
+        length = self.models[lane.model].tables[gpu.kind][size - 1]
+        keys = tuple(request.key for request in batch)
+        deadlines = tuple(request.deadline for request in batch)
+        self.dispatches.append(
+            (
+                lane.model,
+                lane.priority,
+                gpu.number,
+                size,
+                self.batches,
+                start,
+                start + length,
+                keys,
+                deadlines,
+            )
+        )
+        gpu.out.append((self.batches, start, length))
+        gpu.free_at = start + length
+        gpu.idle = False
+        self.batches += 1
+        self.form(lane)
+        return True
+
+    def form(self, lane: Lane) -> None:
+        """The candidate batch and its window."""
+        lane.state, lane.size = "empty", 0
+        if not lane.queue:
+            return
+        if not self.serving(lane.model):
+            self.drop(lane, len(lane.queue), UNSERVED)
+            return
+        takers = self.in_order(lane.model)
+        fast = self.fastest(lane.model)
+        kind = takers[0].kind if takers else fast
+        self.aim(lane, kind)
+        while lane.queue and self.largest(lane, fast, self.now, self.margin_of(fast)) == 0:
+            self.drop(lane, 1, EXPIRED)
+        if not lane.queue:
+            return
+        self.window_drop(lane, kind, self.now, self.margin_of(kind))
+        size = self.largest(lane, kind, self.now, self.margin_of(kind))
+        if size == 0:
+            kind = fast
+            size = self.largest(lane, kind, self.now, self.margin_of(kind))
+        head = lane.queue[0]
+        model = self.models[lane.model]
+        latest = self.start_by(lane, kind, size)
+        full = size == model.max_batch
+        frontrun = latest if full else self.start_by(lane, kind, size + 1)
+        arrived = head.deadline - model.slo
+        opens = min(self.opens(size, lane.target, full, frontrun, latest, arrived), latest)
+        lane.size = size
+        lane.state, lane.due = ("ready", latest) if opens <= self.now else ("pending", opens)
+
+    def opens(self, size: int, target: int, full: bool, frontrun: int, latest: int, arrived: int) -> int:
+        now = self.now
+        if full or self.policy == "eager":
+            return now
+        if self.policy == "target" and size >= target:
+            return now
+        if self.policy == "latest":
+            return latest
+        if self.policy == "timeout":
+            return now if 0 < self.preferred <= size else arrived + self.wait
+        return frontrun
+
+    def margin_of(self, kind: int) -> int:
+        return self.margin + self.type_margin.get(kind, 0)
+
+    def start_by(self, lane: Lane, kind: int, size: int) -> int:
+        """When a batch of that size has to be dispatched for the head's sake."""
+        length = self.models[lane.model].tables[kind][size - 1]
+        return lane.queue[0].finish_by - self.margin_of(kind) - self.control - size * self.data - length
+
+    def ends(self, model: int, kind: int, size: int, free: int) -> int:
+        """When a batch that is dispatched now to a GPU free from ``free`` would end."""
+        start = max(self.now + self.control + size * self.data, free)
+        return start + self.models[model].tables[kind][size - 1]
+
+    def largest(self, lane: Lane, kind: int, free: int, margin: int) -> int:
+        """The largest batch from the head of the queue that ends in time."""
+        best = 0
+        for size in range(1, min(len(lane.queue), self.models[lane.model].max_batch) + 1):
+            if self.ends(lane.model, kind, size, free) + margin <= lane.queue[0].finish_by:
+                best = size
+        return best
+
+    def window_drop(self, lane: Lane, kind: int, free: int, margin: int) -> None:
+        """Of the requests before T, those that could not end in a batch of b leave."""
+        queue = lane.queue
+        tail = 0
+        for size in range(1, min(len(queue), self.models[lane.model].max_batch) + 1):
+            if self.ends(lane.model, kind, size, free) + margin <= queue[-size].finish_by:
+                tail = size
+        b = min(lane.target, tail)
+        if b == 0:
+            return
+        ends = self.ends(lane.model, kind, b, free) + margin
+        before = queue[: len(queue) - tail]
+        self.drop(lane, sum(request.finish_by < ends for request in before), WINDOW)
+
+    def drop(self, lane: Lane, n: int, reason: int) -> None:
+        gone, lane.queue = lane.queue[:n], lane.queue[n:]
+        self.drops += [(request.key, lane.model, request.deadline, reason) for request in gone]
+
+    # --- rates -------------------------------------------------------------------------------
+
+    def look(self, lane: Lane) -> None:
+        """Look at the lane's rate; after 5 s in which nobody did, its history is forgotten."""
+        sample = self.now // SAMPLE_NS
+        if lane.looked < 0 or sample - lane.looked > SAMPLES:
+            lane.first, lane.arrivals = sample, []
+        lane.looked = sample
+
+    def aim(self, lane: Lane, kind: int) -> None:
+        """The target size, worked out at the first look in each sample."""
+        sample = self.now // SAMPLE_NS
+        if lane.aimed == sample:
+            return
+        lane.aimed = sample
+        self.look(lane)
+        whole = min(sample - lane.first, SAMPLES)
+        count = sum(sample - SAMPLES <= arrival < sample for arrival in lane.arrivals)
+        model = self.models[lane.model]
+        budget = model.slo - self.result - self.control
+        lane.target = 1
+        for b in range(1, model.max_batch + 1):
+            length = model.tables[kind][b - 1]
+            if count and whole:
+                fits = length + b * self.data + b * whole * SAMPLE_NS // count <= budget
+            else:
+                fits = length <= model.slo // 2
+            if fits:
+                lane.target = b

@@ -1,0 +1,183 @@
+"""Python core, compiled core and reference take the same events and must give the same actions."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rig import MS, Rig, Stream, columns, cores, random_settings, read
+
+import scheduler.compiled
+from scheduler.core.limits import DUPLICATE, EXPIRED, FULL, HANDED_BACK, LAST_TIME, REASONS, WINDOW
+from scheduler.core.machine import Core
+from scheduler.select import compiled_core
+
+FOLDER = Path(scheduler.compiled.__path__[0])
+
+
+def test_the_compiled_class_is_really_compiled() -> None:
+    """Where the extensions were built they are what is used: no Python class, C types found."""
+    built = {
+        path.name.split(".")[0] for path in FOLDER.iterdir() if path.name.endswith(EXTENSION_SUFFIXES[0])
+    }
+    if not built:
+        pytest.skip("no extension was built beside scheduler/compiled: no C compiler, or not installed")
+    core = compiled_core()
+    if core is None:
+        pytest.skip("the extensions are older than the sources; `make build` compiles them")
+    assert {"machine", "window", "gpus", "queues", "heap", "meter", "models", "actions"} <= built
+    for kind in core.__mro__[:-1]:
+        assert kind.__module__.startswith("scheduler.compiled"), kind
+        assert not kind.__flags__ & (1 << 9), f"{kind} is a Python class"  # Py_TPFLAGS_HEAPTYPE
+    one = core()
+    assert not hasattr(one, "__dict__"), "attributes are not C fields: the .pxd was not found"
+    for column in (one.queues.finish, one.ready[0].keys, one.models.latency, one.actions.key):
+        assert memoryview(column).itemsize == 8
+        assert type(column).__name__ == "_memoryviewslice", "a column is a Python object"
+    with pytest.raises((TypeError, AttributeError)):
+        one.novel = 1  # type: ignore[attr-defined]
+    assert not issubclass(core, Core)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_against_the_reference(seed: int) -> None:
+    """Random settings, models and GPUs; every event by event, every state valid."""
+    rng = random.Random(seed)
+    rig = Rig(**random_settings(rng))
+    stream = Stream(rig, rng, start=rng.choice((0, 1_763_800_000_000_000_000)))
+    for _ in range(150):
+        stream.step()
+    rig.settle()
+
+
+def test_the_streams_reach_every_corner() -> None:
+    """The random streams are worth something: every kind of action occurs in them."""
+    seen: Counter[str] = Counter()
+    for seed in range(12):
+        rng = random.Random(100 + seed)
+        rig = Rig(check=False, reference=False, **random_settings(rng))
+        stream = Stream(rig, rng)
+        for _ in range(300):
+            stream.step()
+        rig.settle()
+        seen.update(REASONS[drop[3]] for drop in rig.books.dropped)
+        seen.update(f"priority {d[1]}" for d in rig.books.dispatched)
+        seen["batches of several"] += sum(d[3] > 1 for d in rig.books.dispatched)
+        seen["strange completions"] += rig.core.strange_completions
+        seen["clock steps"] += rig.core.clock_steps
+    wanted = {*REASONS[1:], "priority 0", "priority 1", "priority 3", "batches of several"}
+    wanted |= {"strange completions", "clock steps"}
+    assert not wanted - {name for name, count in seen.items() if count}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_thousands_of_events_at_times_near_the_limit(seed: int) -> None:
+    """Sums of times and durations near 2^62 must not overflow in C."""
+    rng = random.Random(1000 + seed)
+    rig = Rig(check=False, reference=False, **random_settings(rng))
+    stream = Stream(rig, rng, start=LAST_TIME - 4_000_000 * MS)
+    for _ in range(2500):
+        stream.step()
+    assert rig.core.now > LAST_TIME - 4_000_000 * MS
+    rig.settle()
+
+
+def test_the_longest_durations_at_the_last_time() -> None:
+    most = (1 << 48) - 1
+    rig = Rig(control_ns=most, data_ns=most >> 13, result_ns=most, margin_ns=most, horizon_ns=most)
+    rig.tell("add_model", 0, most, 4)
+    rig.tell("set_profile", LAST_TIME - 10, 0, 0, [most] * 4)
+    rig.tell("add_gpu", LAST_TIME - 10, 0)
+    rig.tell("set_gpu_margin", 0, most)
+    rig.submit(LAST_TIME - 5, [0, 0], [LAST_TIME - 5 + most, 2**63 - 1], [1, 2])
+    rig.tell("advance", LAST_TIME - 1)
+    rig.settle()
+
+
+def test_full_queues() -> None:
+    """Queues that stay full for hundreds of events, in any order of deadlines."""
+    rng = random.Random(5)
+    rig = Rig(max_queue=300)
+    rig.tell("add_model", 0, 200 * MS, 64)
+    rig.tell("set_profile", 0, 0, 0, [(b + 5) * MS for b in range(1, 65)])
+    rig.tell("add_gpu", 0, 0)
+    now, key = 0, 0
+    for _ in range(150):
+        now += rng.randrange(3 * MS)
+        n = rng.randrange(40)
+        deadlines = [now + rng.randrange(10 * MS, 400 * MS) for _ in range(n)]
+        rig.submit(now, [0] * n, deadlines, list(range(key + 1, key + n + 1)))
+        key += n
+        done = [b for b, _, end in rig.books.out.get(0, []) if end <= now]
+        rig.complete(now, [0] * len(done), done, [now] * len(done))
+    reasons = Counter(drop[3] for drop in rig.books.dropped)
+    assert reasons[FULL] > 100
+    assert reasons[WINDOW] + reasons[EXPIRED] > 100
+    rig.settle()
+
+
+def test_a_recorded_log_replays_to_the_same_actions() -> None:
+    rng = random.Random(11)
+    rig = Rig(**random_settings(rng))
+    stream = Stream(rig, rng)
+    for _ in range(400):
+        stream.step()
+    rig.settle()
+    log = json.loads(json.dumps(rig.log))  # as it would come from a file
+    assert len(log) > 400
+    for core_type in cores():
+        core = core_type(**rig.settings)
+        dispatched, dropped = replay(core, log)
+        assert dispatched == rig.books.dispatched
+        assert dropped == rig.books.dropped
+
+
+def replay(core: Core, log: list[Any]) -> tuple[list[Any], list[Any]]:
+    dispatched, dropped = [], []
+    for name, arguments in log:
+        if name == "submit":
+            now, model, deadline, key, priority, again = arguments
+            m, d, k, p = columns(model=model, deadline=deadline, key=key, priority=priority)
+            core.submit(now, m, d, k, p, again)
+        elif name == "complete":
+            now, gpu, batch, finished = arguments
+            core.complete(now, *columns(gpu=gpu, batch=batch, finished=finished))
+        else:
+            getattr(core, name)(*arguments)
+        batches, drops = read(core)
+        dispatched += batches
+        dropped += drops
+    return dispatched, dropped
+
+
+def test_nothing_happens_before_the_wake_up() -> None:
+    """Between events nothing is due before next_wakeup: an advance to any earlier moment is idle."""
+    idle = 0
+    for seed in range(8):
+        rng = random.Random(50 + seed)
+        rig = Rig(check=False, **random_settings(rng))
+        stream = Stream(rig, rng)
+        for _ in range(120):
+            stream.step()
+            due = rig.core.next_wakeup()
+            if due - rig.now > 2 and rng.random() < 0.5:
+                stream.now = rng.choice((due - 1, rng.randrange(rig.now, due)))
+                stream.now = min(stream.now, rig.now + 100 * MS)
+                assert rig.tell("advance", stream.now) == ([], [])
+                idle += 1
+    assert idle > 100
+
+
+def test_duplicates_do_not_take_the_first_ones_place() -> None:
+    rig = Rig()
+    rig.tell("add_model", 0, 100 * MS, 8)
+    rig.tell("set_profile", 0, 0, 0, [MS] * 8)
+    rig.tell("add_gpu", 0, 0)
+    rig.submit(0, [0, 0], [100 * MS] * 2, [5, 5])
+    assert rig.books.dropped == [(5, 0, 100 * MS, DUPLICATE)]
+    assert rig.tell("remove_model", 1, 0)[1] == [(5, 0, 100 * MS, HANDED_BACK)]
