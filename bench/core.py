@@ -7,6 +7,9 @@ and the completions that are due, as the shard's loop would; only the time insid
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from scheduler.core.machine import Core
+from scheduler.select import compiled_core
 
 ALPHA_MS = 1.082
 BETA_MS = 5.204
@@ -137,3 +141,62 @@ def run_core(
         bad_share=bad / measured,
         ns_by_phase={name: ns / measured for name, ns in phases.items()},
     )
+
+
+def measure(models: int, gpus: int, load: float, requests: int, repeats: int = 3) -> dict[str, Any]:
+    """Compiled and Python side by side; of each the median run by time.
+
+    The Python core gets a twentieth of the requests, or the run would take minutes.
+    """
+    compiled = compiled_core()
+    pure = _median(Core, models, gpus, load, max(1, requests // 20), repeats)
+    best = pure if compiled is None else _median(compiled, models, gpus, load, requests, repeats)
+    return {
+        **best.as_dict(),
+        "compiled": compiled is not None,
+        "pure_requests_per_s": pure.requests_per_s,
+    }
+
+
+def _median(core: type[Core], models: int, gpus: int, load: float, requests: int, repeats: int) -> CoreResult:
+    runs = [run_core(core, models, gpus, load, requests, seed=seed) for seed in range(1, repeats + 1)]
+    return sorted(runs, key=lambda run: run.ns_per_request)[len(runs) // 2]
+
+
+def show(found: dict[str, Any]) -> str:
+    """The table."""
+    phases = ", ".join(f"{name} {ns:.0f}" for name, ns in found["ns_by_phase"].items())
+    flavour = "compiled to C" if found["compiled"] else "Python"
+    return (
+        f"{found['models']:,} models, {found['gpus']:,} GPUs, {found['load']:.0%} of the fluid ideal: "
+        f"mean batch {found['mean_batch']:.1f}, bad {found['bad_share']:.4%}\n"
+        f"{flavour:<14}{found['requests_per_s']:>14,.0f} requests/s of one core's time, "
+        f"{found['ns_per_request']:.0f} ns each ({phases})\n"
+        f"{'Python':<14}{found['pure_requests_per_s']:>14,.0f} requests/s"
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="symphony bench core", description=__doc__)
+    parser.add_argument("--models", type=int, default=1_000, help="models  [default: 1000]")
+    parser.add_argument("--gpus", type=int, default=10_000, help="emulated GPUs  [default: 10000]")
+    parser.add_argument("--load", type=float, default=0.95, help="share of the fluid ideal  [default: 0.95]")
+    parser.add_argument(
+        "--requests", type=int, default=2_000_000, help="requests per run  [default: 2000000]"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write JSON to a file, or - for standard output")
+    options = parser.parse_args(arguments)
+    if min(options.models, options.gpus, options.requests) < 1 or not options.load > 0:
+        parser.error("models, GPUs and requests must be at least 1, the load above 0")
+    found = measure(options.models, options.gpus, options.load, options.requests)
+    print(show(found), file=sys.stderr if options.json == "-" else sys.stdout)
+    if options.json == "-":
+        print(json.dumps(found))
+    elif options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(found, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()

@@ -97,13 +97,14 @@ def closed_loop(engine: Engine, count: int, window: int = 2_000) -> str:
     )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rate", type=float, default=8_000, help="requests per second of the open loop")
     parser.add_argument("--seconds", type=float, default=5, help="length of the open loop")
     parser.add_argument("--batch-ms", type=float, default=2, help="how long the peer gathers a batch")
     parser.add_argument("--profile", action="store_true", help="profile the engine's thread and print it")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     with echo_cluster(args.batch_ms) as (registry, subscribe):
         engine = Engine(registry, subscribe)
         profile = cProfile.Profile()

@@ -30,6 +30,7 @@ COMMANDS: Final[dict[str, str]] = {
     "load": "Offer load to models and measure what comes back.",
     "simulate": "Simulate an experiment under a virtual clock: policies, baselines, goodput.",
     "status": "Show who is in the cluster.",
+    "bench": "Run a benchmark: core, engine, latency, rate.",
     "telemetry": "Follow the cluster's telemetry as JSON lines.",
 }
 """Sub-commands in the order of ``--help``, with one line each."""
