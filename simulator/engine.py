@@ -23,6 +23,7 @@ from scheduler.core.replay import Replay
 from scheduler.select import core_class, replay_class
 
 from .arrivals import START_NS, Arrivals, copy_rates, group_rate
+from .baselines import BASELINES, make_baseline
 from .experiment import Experiment, ExperimentError, Network
 from .system import NEVER, Cluster, ModelSpec, Sent, System
 
@@ -306,15 +307,13 @@ class _Run:
         return Record(model, gpu, size, decided, start, end, answered, request, dropped, self.events, wall_s)
 
 
-def check_policy(policy: str) -> None:
+def check_policy(policy: str, cluster: Cluster) -> None:
     """Refuse a name that is neither a baseline nor a policy of the core.
 
     Raises:
         ExperimentError: with the names that there are.
     """
-    from .baselines import BASELINES
-
-    if policy in BASELINES:
+    if make_baseline(policy, cluster) is not None:
         return
     try:
         make_policy(policy)
@@ -334,8 +333,6 @@ def simulate(
     Raises:
         ExperimentError: there is no such policy.
     """
-    from .baselines import make_baseline  # the baselines import this package's interface
-
     cluster = cluster_of(experiment, scale)
     system = make_baseline(policy, cluster)
     if system is not None:

@@ -86,9 +86,9 @@ def command(
     names = [name.strip() for name in compare.split(",")] if compare else [policy or what.policy]
     if trace_out is not None and (len(names) > 1 or find):
         raise click.UsageError("--trace-out goes with one policy and without --goodput")
-    cluster_of(what)
+    cluster = cluster_of(what)
     for name in names:
-        check_policy(name)
+        check_policy(name, cluster)
     check_arrivals(what)
     if plots is not None:
         check_plots(plots)

@@ -109,6 +109,6 @@ def test_files_and_settings(tmp_path: Path) -> None:
 
 def test_unknown_policies_and_empty_loads() -> None:
     with pytest.raises(ExperimentError, match=r"unknown policy 'best'.*baselines: "):
-        check_policy("best")
+        check_policy("best", cluster_of(parse()))
     with pytest.raises(ExperimentError, match="nothing arrives"):
         check_arrivals(parse({"rate": 0}))

@@ -1,0 +1,116 @@
+"""What the baselines share: queues in order of deadline, predicted free times of GPUs, sending."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+
+from simulator.system import NEVER, Cluster, Decisions, Sent
+
+Request = tuple[int, int]
+"""(finish-by in ns, key); finish-by = deadline − result latency − margin."""
+
+
+class Base:
+    """State and bookkeeping; a baseline adds its rule in :meth:`decide`.
+
+    A batch is decided so that its inputs reach the GPU just when that becomes free: ``control +
+    size·data`` ahead. That is in favour of the baselines, whose publications decide at the GPU or
+    commit to more work ahead.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.decisions = Decisions()
+        self.queues: list[list[Request]] = [[] for _ in cluster.models]
+        self.queued = 0
+        self.free = [0] * len(cluster.gpu_type)
+        self.out: list[deque[tuple[int, int, int]]] = [
+            deque() for _ in cluster.gpu_type
+        ]  # number, start, length
+        self.number = 0
+        self.wake = NEVER
+
+    def submit(self, now: int, model: int, deadline: int, key: int) -> None:
+        """A request arrives."""
+        finish = deadline - self.cluster.result - self.cluster.margin
+        queue = self.queues[model]
+        if queue and queue[-1][0] > finish:
+            insort(queue, (finish, key))
+        else:
+            queue.append((finish, key))
+        self.queued += 1
+        self.decide(now)
+
+    def complete(self, now: int, gpu: int, number: int, finished: int) -> None:
+        """The GPU's predicted free time is corrected by the end as measured."""
+        out = self.out[gpu]
+        while out and out[0][0] <= number:
+            out.popleft()
+        free = finished
+        for _, start, length in out:
+            free = max(free, start) + length
+        self.free[gpu] = free
+        self.decide(now)
+
+    def advance(self, now: int) -> None:
+        """The wake-up has come."""
+        self.decide(now)
+
+    def next_wakeup(self) -> int:
+        """As the last :meth:`decide` set it."""
+        return self.wake
+
+    def decide(self, now: int) -> None:
+        """Send, drop and preempt; set ``wake``, later than now."""
+        raise NotImplementedError
+
+    def latency(self, model: int, gpu: int, size: int) -> int:
+        """l(size) of the model on that GPU, ns."""
+        return self.cluster.models[model].latency[self.cluster.gpu_type[gpu]][size - 1]
+
+    def lead(self, size: int) -> int:
+        """How long a batch is on its way to a GPU."""
+        return self.cluster.control + size * self.cluster.data
+
+    def start(self, now: int, gpu: int, size: int) -> int:
+        """When a batch that is sent now would start."""
+        return max(now + self.lead(size), self.free[gpu])
+
+    def earliest(self) -> int:
+        """The GPU that is free first, the lowest-numbered of several."""
+        return min(range(len(self.free)), key=self.free.__getitem__)
+
+    def send(self, now: int, model: int, gpu: int, first: int, size: int, latest: int = NEVER) -> int:
+        """Send ``size`` requests of the queue from position ``first``; returns the batch's number."""
+        queue = self.queues[model]
+        keys = [key for _, key in queue[first : first + size]]
+        del queue[first : first + size]
+        self.queued -= size
+        start = self.start(now, gpu, size)
+        length = self.latency(model, gpu, size)
+        self.number += 1
+        self.decisions.sent.append(Sent(self.number, model, gpu, keys, latest))
+        self.out[gpu].append((self.number, start, length))
+        self.free[gpu] = start + length
+        return self.number
+
+    def drop(self, model: int, size: int) -> None:
+        """Give up the first ``size`` requests of the queue."""
+        queue = self.queues[model]
+        self.decisions.dropped += [key for _, key in queue[:size]]
+        del queue[:size]
+        self.queued -= size
+
+    def drop_expired(self, now: int) -> None:
+        """Give up what could not end in time even alone on the GPU that is free first."""
+        gpu = self.earliest()
+        start = self.start(now, gpu, 1)
+        for model, queue in enumerate(self.queues):
+            if queue:
+                ends = start + self.latency(model, gpu, 1)
+                n = 0
+                while n < len(queue) and queue[n][0] < ends:
+                    n += 1
+                if n:
+                    self.drop(model, n)

@@ -1,0 +1,175 @@
+"""Nexus: a plan of sessions on GPUs with duty cycles, queues at the GPUs, early drop.
+
+Source: Shen et al., "Nexus: A GPU Cluster Engine for Accelerating DNN-Based Video Analysis",
+SOSP 2019, sections 5.3 (batch-aware dispatch: early drop), 6.1 (squishy bin packing) and 6.2.
+
+Rule. The plan (:mod:`.squishy`) says which sessions share a GPU, each with a batch size. Requests go to
+the GPUs of their session in proportion to the planned rates. A GPU runs its sessions in turn. When a
+session's turn comes, a window of the planned batch size slides over its queue until the window's
+first request could still be met with the whole batch; the requests before it are dropped (early drop).
+
+Static: one plan, for the mean rates that the experiment states. Re-planned: a new plan every epoch for
+the rates measured in the last one.
+
+Choices in its favour: the plan is for the largest multiple of the load that fits the GPUs, so none
+is idle by plan and the excess of an overload is spread; the mean rates are known exactly; a session
+whose queue is empty gives up its turn, and nobody waits for the end of a duty cycle; at the end of a
+queue the window takes what is there; a new plan takes effect at once, costs no loading of models, and
+what waits goes to the new places; epochs are 10 s instead of 30–60 s.
+"""
+
+from __future__ import annotations
+
+from simulator.system import NEVER, Cluster
+from symphony.status import SymphonyError
+
+from .base import Base, Request
+from .squishy import Session, plan
+
+EPOCH_S = 10.0
+
+
+class _Backend:
+    """One GPU's sessions in their order, each with planned batch size and own queue."""
+
+    def __init__(self) -> None:
+        self.models: list[int] = []
+        self.batch: dict[int, int] = {}
+        self.queue: dict[int, list[Request]] = {}
+        self.turn = 0
+        self.queued = 0
+
+
+class Nexus(Base):
+    """``epoch_s``: seconds between plans, None for one static plan."""
+
+    def __init__(self, cluster: Cluster, epoch_s: float | None = None) -> None:
+        super().__init__(cluster)
+        if len(set(cluster.gpu_type)) > 1:
+            raise SymphonyError("nexus plans for GPUs of one type only")
+        self.epoch = None if epoch_s is None else round(epoch_s * 1e9)
+        self.next_plan = NEVER
+        self.arrived = [0] * len(cluster.models)
+        self.backends: list[_Backend] = []
+        self.routes: list[list[tuple[int, float]]] = []
+        self.credit: list[list[float]] = []
+        self._plan([model.rate for model in cluster.models])
+
+    def _plan(self, rates: list[float]) -> None:
+        """Make a plan for these rates and move what waits to its new places."""
+        kind = self.cluster.gpu_type[0]
+        around = self.cluster.control + self.cluster.result + self.cluster.margin
+        sessions = [
+            Session(i, max(rate, 1e-3), model.slo - around, model.latency[kind], self.cluster.data)
+            for i, (model, rate) in enumerate(zip(self.cluster.models, rates, strict=True))
+        ]
+        waiting = [(r, m) for backend in self.backends for m in backend.models for r in backend.queue[m]]
+        self.backends = [_Backend() for _ in self.cluster.gpu_type]
+        self.routes = [[] for _ in self.cluster.models]
+        for gpu, node in enumerate(plan(sessions, len(self.backends))):
+            backend = self.backends[gpu]
+            for share in node.shares:
+                model = share.session.model
+                backend.models.append(model)
+                backend.batch[model] = share.batch
+                backend.queue[model] = []
+                self.routes[model].append((gpu, share.rate))
+        self.credit = [[0.0] * len(routes) for routes in self.routes]
+        for request, model in sorted(waiting):
+            self._route(model, request)
+
+    def _route(self, model: int, request: Request) -> int:
+        """Put the request to a GPU of its session in proportion to the planned rates; -1 without any."""
+        routes = self.routes[model]
+        if not routes:
+            self.decisions.dropped.append(request[1])
+            return -1
+        credit = self.credit[model]
+        total = 0.0
+        for i, (_, rate) in enumerate(routes):
+            credit[i] += rate
+            total += rate
+        chosen = max(range(len(routes)), key=credit.__getitem__)
+        credit[chosen] -= total
+        gpu = routes[chosen][0]
+        backend = self.backends[gpu]
+        backend.queue[model].append(request)
+        backend.queued += 1
+        return gpu
+
+    def submit(self, now: int, model: int, deadline: int, key: int) -> None:
+        """A request goes to one GPU for good (until there is another plan)."""
+        if self.epoch is not None and self.next_plan == NEVER:
+            self.next_plan = now + self.epoch
+        self.arrived[model] += 1
+        gpu = self._route(model, (deadline - self.cluster.result - self.cluster.margin, key))
+        if gpu >= 0:
+            self._turns(now, gpu)
+        self._set_wake(now)
+
+    def complete(self, now: int, gpu: int, number: int, finished: int) -> None:
+        """The free time is corrected, and the next turn may begin."""
+        out = self.out[gpu]
+        while out and out[0][0] <= number:
+            out.popleft()
+        self.free[gpu] = finished if not out else self.free[gpu]
+        self.decide(now)
+
+    def decide(self, now: int) -> None:
+        """A new plan when an epoch has ended; then every GPU's turns."""
+        if now >= self.next_plan and self.epoch is not None:
+            self._plan([n / self.epoch * 1e9 for n in self.arrived])
+            self.arrived = [0] * len(self.arrived)
+            self.next_plan = now + self.epoch if any(b.queued for b in self.backends) else NEVER
+        for gpu, backend in enumerate(self.backends):
+            if backend.queued:
+                self._turns(now, gpu)
+        self._set_wake(now)
+
+    def _set_wake(self, now: int) -> None:
+        self.wake = self.next_plan if any(b.queued for b in self.backends) else NEVER
+        for gpu, backend in enumerate(self.backends):
+            if backend.queued:
+                model = self._next(backend)
+                opens = self.free[gpu] - self.lead(min(len(backend.queue[model]), backend.batch[model]))
+                self.wake = min(self.wake, max(opens, now + 1))
+
+    def _next(self, backend: _Backend) -> int:
+        """The model whose turn it is: the next one that has requests."""
+        n = len(backend.models)
+        for i in range(n):
+            model = backend.models[(backend.turn + i) % n]
+            if backend.queue[model]:
+                backend.turn = (backend.turn + i) % n
+                return model
+        raise AssertionError("the GPU has nothing queued")
+
+    def _turns(self, now: int, gpu: int) -> None:
+        """Run sessions in turn while the GPU is open."""
+        backend = self.backends[gpu]
+        while backend.queued:
+            model = self._next(backend)
+            queue = backend.queue[model]
+            want = backend.batch[model]
+            if self.free[gpu] > now + self.lead(min(len(queue), want)):
+                return
+            first = self.early_drop(now, gpu, model, queue, want)
+            if first:
+                self.decisions.dropped += [key for _, key in queue[:first]]
+                del queue[:first]
+                backend.queued -= first
+            size = min(len(queue), want)
+            if size:
+                backend.queued -= size
+                self.queues[model] = queue  # send() takes from there
+                self.send(now, model, gpu, 0, size)
+                backend.queue[model] = self.queues[model]
+            backend.turn += 1
+
+    def early_drop(self, now: int, gpu: int, model: int, queue: list[Request], want: int) -> int:
+        """How many requests to drop: up to the first whose window could end in time."""
+        for first in range(len(queue)):
+            size = min(want, len(queue) - first)
+            if self.start(now, gpu, size) + self.latency(model, gpu, size) <= queue[first][0]:
+                return first
+        return len(queue)
