@@ -310,7 +310,7 @@ def parse_experiment(content: Any, where: str, base: Path = Path(".")) -> Experi
     try:
         experiment = Experiment.model_validate({**content, "base": base})
     except ValidationError as error:
-        raise ExperimentError(f"{where}: {_explain(error, content)}") from None
+        raise ExperimentError(f"{where}: {explain(error)}") from None
     try:
         experiment.check()
     except ExperimentError as error:
@@ -318,7 +318,7 @@ def parse_experiment(content: Any, where: str, base: Path = Path(".")) -> Experi
     return experiment
 
 
-def _explain(error: ValidationError, content: Mapping[str, Any]) -> str:
+def explain(error: ValidationError) -> str:
     """The first few faults, each with its key as it stands in the file."""
     faults = []
     for fault in error.errors()[:4]:
@@ -334,11 +334,11 @@ def _explain(error: ValidationError, content: Mapping[str, Any]) -> str:
     return "; ".join(faults)
 
 
-def load_experiment(path: Path, settings: Mapping[str, str] | None = None) -> Experiment:
-    """Read a file; ``settings`` replace keys by dotted path (``models.0.slo_ms``, values as YAML).
+def read_yaml(path: Path) -> Any:
+    """What the file holds.
 
     Raises:
-        ExperimentError: the file is missing, no YAML, or says something that cannot be simulated.
+        ExperimentError: it is missing or no YAML.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -346,22 +346,35 @@ def load_experiment(path: Path, settings: Mapping[str, str] | None = None) -> Ex
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ExperimentError(f"cannot read the experiment {path}: {reason}") from None
     try:
-        content = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark else ""
         raise ExperimentError(f"{path}: not YAML{line}") from None
+
+
+def load_experiment(path: Path, settings: Mapping[str, str] | None = None) -> Experiment:
+    """Read a file; ``settings`` replace keys by dotted path (``models.0.slo_ms``, values as YAML).
+
+    Raises:
+        ExperimentError: the file is missing, no YAML, or says something that cannot be simulated.
+    """
+    content = read_yaml(path)
     for key, value in (settings or {}).items():
-        _set(content, key, value)
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ExperimentError(f"--set {key}: {value!r} is not YAML") from None
+        set_key(content, key, parsed)
     return parse_experiment(content, str(path), path.parent)
 
 
-def _set(content: Any, key: str, value: str) -> None:
-    """Replace one value; ``models.slo_ms`` means that of every model."""
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ExperimentError(f"--set {key}: {value!r} is not YAML") from None
+def set_key(content: Any, key: str, value: Any) -> None:
+    """Replace one value by its dotted path; ``models.slo_ms`` means that of every model.
+
+    Raises:
+        ExperimentError: there is no such place.
+    """
     *path, last = key.split(".")
     places = [content]
     for part in path:
@@ -380,4 +393,4 @@ def _set(content: Any, key: str, value: str) -> None:
         for item in place if isinstance(place, list) else [place]:
             if not isinstance(item, dict):
                 raise ExperimentError(f"--set {key}: there is no {last!r} in the experiment")
-            item[last] = parsed
+            item[last] = value

@@ -74,6 +74,8 @@ def command(
 ) -> None:
     """Simulate EXPERIMENT (a YAML file): offered load, GPUs and network under a virtual clock.
 
+    A file with a `study` key is a whole series: every point under every policy in one table.
+
     The scheduling core is the one that serves live. Prints a table; --json writes everything, one
     object, or with --compare a list of them. Rates are in requests/s, times in ms.
     """
@@ -81,7 +83,15 @@ def command(
     from simulator.engine import check_policy, cluster_of
     from simulator.experiment import load_experiment
     from simulator.plots import check_plots, result_plots
+    from simulator.study import is_study
 
+    if is_study(experiment):
+        if policy or find or compare or trace_out:
+            raise click.UsageError(
+                "a study says itself what is run: use --set study.compare=[…] and the like"
+            )
+        _study(experiment, dict(_setting(text) for text in settings), json_to, plots)
+        return
     what = load_experiment(experiment, dict(_setting(text) for text in settings))
     names = [name.strip() for name in compare.split(",")] if compare else [policy or what.policy]
     if trace_out is not None and (len(names) > 1 or find):
@@ -96,12 +106,8 @@ def command(
         results = [_one(what, name, find, seeds, trace_out, note(name)) for name in names]
     if plots is not None:
         result_plots(plots, results)
-    if json_to is not None:
-        text = json.dumps(results if compare else results[0], indent=None if json_to == "-" else 1)
-        if json_to == "-":
-            click.echo(text)
-            return
-        _write(Path(json_to), text)
+    if _wrote(json_to, results if compare else results[0]):
+        return
     _print(results, find)
 
 
@@ -111,6 +117,67 @@ def _one(what: Any, name: str, find: bool, seeds: int, trace_out: Path | None, n
     if find:
         return run_at_goodput(what, name, seeds, note)
     return run_once(what, name, progress=lambda share: note("", share), trace_out=trace_out)
+
+
+def _study(path: Path, settings: dict[str, str], json_to: str | None, plots: Path | None) -> None:
+    """Run all points of a study under all its policies; one table, one plot per group of points."""
+    from simulator.plots import check_plots, line_plot
+    from simulator.study import lines, load_study, run_point
+
+    study, points = load_study(path, settings)
+    if plots is not None:
+        check_plots(plots)
+    results = []
+    with _progress() as note:
+        told = note(path.stem)
+        runs = [(point, policy) for point in points for policy in study.compare]
+        for i, (point, policy) in enumerate(runs):
+
+            def within(text: str, share: float, i: int = i) -> None:
+                told(text, (i + share) / len(runs))
+
+            results.append(run_point(study, point, policy, within))
+    if plots is not None:
+        for i, (title, drawn) in enumerate(lines(study, results).items()):
+            line_plot(plots / f"{path.stem}-{i}.png", drawn, "", study.metric, title)
+    if _wrote(json_to, results):
+        return
+    keys = list(points[0].at)
+    table = Table(*keys, box=box.SIMPLE_HEAD, title=study.title or path.stem)
+    for policy in study.compare:
+        table.add_column(policy, justify="right")
+    if study.goodput:
+        table.add_column("fluid ideal", justify="right")
+    for i, point in enumerate(points):
+        mine = results[i * len(study.compare) : (i + 1) * len(study.compare)]
+        cells = [_number(result[study.metric]) for result in mine]
+        if study.goodput:
+            cells.append(_number(mine[0]["fluid_ideal_rps"]))
+        table.add_row(*(escape(str(point.at[key])) for key in keys), *cells)
+    _console().print(table)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _wrote(json_to: str | None, content: Any) -> bool:
+    """Write JSON if that is wanted; True if it went to standard output, where nothing else may go then."""
+    if json_to is None:
+        return False
+    text = json.dumps(content, indent=None if json_to == "-" else 1)
+    if json_to == "-":
+        click.echo(text)
+        return True
+    _write(Path(json_to), text)
+    return False
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
 
 
 def _setting(text: str) -> tuple[str, str]:
@@ -147,9 +214,7 @@ def _write(path: Path, text: str) -> None:
 
 def _print(results: list[dict[str, Any]], find: bool) -> None:
     """A row per policy, or for a single one a row per model and the total."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
+    console = _console()
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("policy" if len(results) > 1 else "model")
     for _, heading, _ in COLUMNS:
