@@ -41,6 +41,8 @@ GPU_SHARE: Final = 20
 """Learned margins, for late timers and for batches that run over, are at most the tightest objective
 divided by these: time that is kept free serves nobody."""
 MAX_SUBMIT_BYTES: Final = 4 << 20
+SUBMITS_PER_TURN: Final = 200
+"""Messages that are read before the shard acts: with a backlog, answers must not wait for all of it."""
 MAX_DONE_BYTES: Final = 8 << 20
 CATCH_UP: Final = 64
 """Most timers that are told one by one before an event; what is left is told with the event."""
@@ -281,7 +283,7 @@ class Shard:
                 self.stats.completed(out, started, finished, failed)
 
     def _read_submits(self) -> None:
-        for frames in drain(self._submit):
+        for frames in drain(self._submit, SUBMITS_PER_TURN):
             try:
                 if len(frames) != 1:
                     raise wire.WireError("malformed", f"{len(frames)} frames instead of one")
