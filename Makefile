@@ -57,9 +57,7 @@ lint: $(STAMP)
 	@echo "lint: mypy" && $(PY) -m mypy
 
 bench: $(STAMP)
-	@for file in $$(grep -l '__name__ == "__main__"' bench/*.py); do \
-		echo "bench: $$file"; $(PY) -m bench.$$(basename $$file .py) $(ARGS) || exit 1; \
-	done
+	@$(PY) -m bench $(ARGS)
 
 clean:
 	rm -f scheduler/compiled/*.so scheduler/core/*.c scheduler/compiled/*.c

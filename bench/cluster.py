@@ -44,8 +44,15 @@ class Running:
         return members["shard-0"].stats
 
     def cpu_seconds(self) -> dict[str, float]:
-        """Processor time of each process since its start."""
-        return {name: sum(process.cpu_times()[:2]) for name, process in self.processes.items()}
+        """Processor time of each process since its start; 0 for one that has gone."""
+        return {name: _cpu_seconds(process) for name, process in self.processes.items()}
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    try:
+        return float(sum(process.cpu_times()[:2]))
+    except psutil.NoSuchProcess:
+        return 0.0
 
 
 @contextmanager
