@@ -89,16 +89,20 @@ def offer(cluster: Running, rate: float, seconds: float, seed: int = 0) -> dict[
         "seconds": seconds,
         **{key: total[key] for key in ("offered", "good", "late", "dropped", "rejected", "unanswered")},
         "bad_share": 1 - total["good"] / max(1, total["offered"]),
-        "mean_batch": total["mean_batch"],
-        "busy_share": total.get("busy_share"),
-        "p50_ms": total["p50_ms"],
-        "p99_ms": total["p99_ms"],
+        "mean_batch": _rounded(total["mean_batch"], 1),
+        "busy_share": _rounded(total["busy_share"], 4),
+        "p50_ms": _rounded(total["p50_ms"], 2),
+        "p99_ms": _rounded(total["p99_ms"], 2),
         "one_outcome_each": report["one_outcome_each"],
-        "generator_lag_p99_ms": report["generator"].get("lag_p99_ms"),
+        "generator_lag_p99_ms": _rounded(report["generator"].get("lag_p99_ms"), 2),
         "cpu_share": {name: round(share, 3) for name, share in cpu.items()},
         "shard_lateness_p99_us": stats["lateness_p99_us"],
         "shard_margin_us": stats["margin_us"],
     }
+
+
+def _rounded(value: float | None, digits: int) -> float:
+    return float("nan") if value is None else round(value, digits)
 
 
 def search(cluster: Running, seconds: float, low: float, high: float) -> tuple[float, list[dict[str, Any]]]:
