@@ -136,7 +136,10 @@ def _line(run: dict[str, Any]) -> str:
 def why(run: dict[str, Any]) -> str:
     """What stops a rate that fails, as far as processor time tells."""
     cores = os.cpu_count() or 1
-    shares = run["cpu_share"]
+    shares = dict(run["cpu_share"])
+    others = shares.pop("everything else")
+    if others > 0.5:
+        return f"other programs, which took {others:.0%} of a core: measure again on a quiet machine"
     full = [f"{name} ({share:.0%} of a core)" for name, share in shares.items() if share > 0.85]
     used = sum(shares.values())
     if full:
