@@ -126,10 +126,21 @@ def write_config(path: Path, device: str) -> Config:
             {"id": "device", "device": device, "shard": "shard-0", "models": ["minilm", "crepe-tiny"]},
             {"id": "emulated", "device": "emulated", "gpus": 8, "shard": "shard-1", "models": ["resnet50"]},
         ],
-        "models": ["minilm", "crepe-tiny", "resnet50-emulated"],
+        "models": ["minilm", "crepe-tiny", emulated_resnet50()],
     }
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return load_config(path, {})
+
+
+def emulated_resnet50() -> dict[str, Any]:
+    """The zoo's emulated ResNet-50 with the input of the real one.
+
+    Requests carry images, which are checked and held for whoever fetches them; emulated GPUs do not.
+    """
+    from worker.zoo import path
+
+    definition = yaml.safe_load(path("resnet50-emulated").read_text(encoding="utf-8"))
+    return {**definition, "inputs": [{"name": "image", "dtype": "FP32", "shape": [3, 224, 224]}]}
 
 
 @contextlib.contextmanager
@@ -261,7 +272,7 @@ def offer_load(
     inputs: dict[str, Any] = {
         "minilm": lambda i, _: samples.text(samples.SENTENCES[i % len(samples.SENTENCES)]),
         "crepe-tiny": lambda _, rng: samples.note(rng),
-        "resnet50": "random",
+        "resnet50": lambda _, rng: samples.image(rng),
     }
     loads = [
         ModelLoad(model=name, rate=rates[name], deadline_ms=deadlines[name], inputs=source)

@@ -31,8 +31,8 @@ def introduce(console: Console, config: Config, device: str, out: Path) -> None:
         f"  [bold]broker[/]   knows who is there: {config.registry}\n"
         f"  [bold]shard-0[/]  schedules one real device ({device}) with two models:\n"
         "           minilm (text → embedding) and crepe-tiny (sound → pitch)\n"
-        "  [bold]shard-1[/]  schedules eight emulated GPUs with resnet50: they keep a GPU's\n"
-        "           time, and compute nothing\n"
+        "  [bold]shard-1[/]  schedules eight emulated GPUs with resnet50 (random images):\n"
+        "           they keep a GPU's time, and neither fetch nor compute anything\n"
         f"Configuration: {out / 'cluster.yaml'}\n"
         f"Log of the processes: {out / 'cluster.log'}",
         soft_wrap=True,
