@@ -29,6 +29,11 @@ def compiled_core() -> type[PythonCore] | None:
         module: Any = importlib.import_module("scheduler.compiled.machine")
     except ImportError:
         return None
+    except ValueError as error:  # modules of two builds beside each other
+        _log.warning(
+            "the compiled core does not fit together (%s): using Python; `make build` compiles it", error
+        )
+        return None
     here = Path(__file__).parent
     modules = {path.name.split(".")[0]: path.stat().st_mtime for path in (here / "compiled").glob("*.so")}
     built = min(modules.values())
