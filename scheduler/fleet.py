@@ -11,6 +11,7 @@ import zmq
 
 from scheduler.core.actions import Dispatches
 from scheduler.core.machine import Core
+from scheduler.corrections import Corrections
 from scheduler.frontends import U64
 from scheduler.margins import Margins
 from scheduler.table import ModelTable
@@ -79,6 +80,7 @@ class Fleet:
         self.out: dict[int, Out] = {}
         self.workers: dict[str, Worker] = {}
         self.margins = Margins()
+        self.corrections = Corrections()
         self._shard = shard
         self._bus = bus
         self._waiter = waiter
@@ -86,6 +88,7 @@ class Fleet:
         self._table = table
         self._faults = faults
         self._owner: dict[int, Worker] = {}
+        self._kinds: dict[int, int] = {}
         self._lost: list[Out] = []
 
     # --- who is there ------------------------------------------------------------------------
@@ -162,6 +165,7 @@ class Fleet:
             else:
                 self._core.add_gpu(now, info.number, kind, models)
                 self._owner[info.number] = worker
+                self._kinds[info.number] = kind
                 worker.gpus.append(info.number)
         kept = {info.number for info in member.gpus}
         for gpu in [gpu for gpu in worker.gpus if gpu not in kept]:
@@ -174,6 +178,7 @@ class Fleet:
     def _take_out(self, now: int, worker: Worker, gpu: int) -> None:
         worker.gpus.remove(gpu)
         del self._owner[gpu]
+        del self._kinds[gpu]
         self.margins.forget(gpu)
         batches = [batch for batch, out in self.out.items() if out.gpu == gpu]
         self._lost += [self.out.pop(batch) for batch in batches]
@@ -242,9 +247,10 @@ class Fleet:
             done.started.tolist(),
             done.finished.tolist(),
             done.failed.tolist(),
+            done.size.tolist(),
             strict=True,
         )
-        for i, (batch, gpu, started, finished, failed) in enumerate(entries):
+        for i, (batch, gpu, started, finished, failed, size) in enumerate(entries):
             out = self.out.get(batch)
             if out is None or out.gpu != gpu:
                 self._faults.count("completion-of-unknown-batch", f"{done.worker}: batch {batch}")
@@ -252,12 +258,19 @@ class Fleet:
             del self.out[batch]
             rows.append(i)
             self.margins.observe(gpu, finished - out.finish_at)
+            kind = self._kinds.get(gpu)
+            if kind is not None:
+                profiled = self._table.profiled_ns(out.model, kind, size)
+                self.corrections.observe(out.model, kind, finished - started, profiled)
             yield out, started, finished, failed
         if rows:
             self._core.complete(now, done.gpu[rows], done.batch[rows], done.finished[rows])
 
-    def relearn(self, cap_ns: int) -> None:
-        """Give the core the margins that the completions since the last call call for."""
+    def relearn(self, now: int, cap_ns: int) -> None:
+        """Give the core the latencies and margins that the completions since the last call call for."""
+        for model, gpu_type, factor in self.corrections.changes():
+            _log.info("%s takes %.2f times as long as profiled", self._table.names[model], factor)
+            self._table.correct(now, model, gpu_type, factor)
         for gpu, margin in self.margins.by_gpu(cap_ns):
             self._core.set_gpu_margin(gpu, margin)
         kinds: dict[int, list[int]] = {}

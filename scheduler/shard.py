@@ -325,7 +325,7 @@ class Shard:
         slo = self.table.tightest_slo_ns()
         learned = min(int(p99_us * 1e3) + self.clock.uncertainty_ns, slo // TIMER_SHARE)
         self.core.set_margin(max(self.settings.margin_ns, learned))
-        self.fleet.relearn(slo // GPU_SHARE)
+        self.fleet.relearn(self.clock.now(), slo // GPU_SHARE)
         gpus = sum(len(worker.gpus) for worker in self.fleet.workers.values())
         report = self.stats.report(self.clock.now(), self.core, self.table, gpus)
         report["margin_us"] = self.core.margin / 1e3

@@ -28,7 +28,9 @@ class ModelTable:
         self._faults = faults
         self._number: dict[str, int] = {}
         self._types: dict[str, int] = {}
+        self._type_names: list[str] = []
         self._specs: dict[str, ModelSpec] = {}
+        self._factors: dict[tuple[int, int], float] = {}
 
     def number(self, name: str) -> int | None:
         """The model's number, None if it is not in the table."""
@@ -41,6 +43,7 @@ class ModelTable:
                 self._faults.count("too-many-gpu-types", gpu_type)
                 return None
             self._types[gpu_type] = len(self._types)
+            self._type_names.append(gpu_type)
         return self._types[gpu_type]
 
     def learn(self, now: int, spec: ModelSpec) -> bool:
@@ -67,10 +70,26 @@ class ModelTable:
             if kind is None or (known is not None and known.profiles.get(gpu_type) == latency):
                 continue
             try:
-                self._core.set_profile(now, number, kind, latency)
+                factor = self._factors.get((number, kind), 1.0)
+                self._core.set_profile(now, number, kind, [round(ns * factor) for ns in latency])
             except ValueError as error:
                 self._faults.count("bad-profile", f"{spec.name} on {gpu_type}: {error}")
         return known is None
+
+    def profiled_ns(self, number: int, kind: int, size: int) -> int:
+        """l(size) as announced for that model and GPU type; 0 where nothing is known of it."""
+        latency = self._profile(number, kind)
+        return latency[size - 1] if latency is not None and 1 <= size <= len(latency) else 0
+
+    def correct(self, now: int, number: int, kind: int, factor: float) -> None:
+        """Let the core count with ``factor`` times the latencies announced, now and later."""
+        self._factors[number, kind] = factor
+        latency = self._profile(number, kind)
+        if latency is not None:
+            self._core.set_profile(now, number, kind, [round(ns * factor) for ns in latency])
+
+    def _profile(self, number: int, kind: int) -> list[int] | None:
+        return self._specs[self.names[number]].profiles.get(self._type_names[kind])
 
     def numbers(self, names: Iterable[str]) -> list[int]:
         """Numbers of those models that the table knows, in order."""
