@@ -52,8 +52,10 @@ cdef class Gpus:
     cdef void _skip_overdue(self, Heap heap, long long now) noexcept
     cpdef bint claim(self, long long model, long long tried) noexcept
     cpdef void release(self) noexcept
+    @cython.locals(heap=Heap)
     cpdef set_aside(self, long long gpu)
-    cpdef restore(self, long long now)
+    @cython.locals(heap=Heap, entry="long long", gpu="long long")
+    cpdef restore(self)
     @cython.locals(heap=Heap, idle=Heap, busy=Heap)
     cpdef long long taker_type(self, long long now, long long model) noexcept
     @cython.locals(heap=Heap, idle=Heap, busy=Heap)

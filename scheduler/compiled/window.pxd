@@ -52,6 +52,7 @@ cdef class Window:
     cdef public Heap pending
     cdef public list ready
     cdef public list parked
+    cdef public bint refused
     cdef public bint skipped
 
     cdef long long _clock(self, long long now) noexcept

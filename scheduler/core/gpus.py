@@ -188,16 +188,13 @@ class Gpus:
     def pick(self, now: int, model: int, reach: int, tried: int) -> int:
         """The lowest-numbered idle GPU that holds the model; else the first to be free, if by ``reach``.
 
-        -1 if there is none. GPUs of the types in the bit mask ``tried`` and of claimed classes do not
-        count, nor those whose oldest batch is overdue.
+        -1 if there is none. GPUs of the types in the bit mask ``tried`` do not count, nor those whose
+        oldest batch is overdue, nor busy ones of claimed classes. (Idle ones do: the lane with the claim
+        would have taken them if they could serve it.)
         """
         best = -1
         for c in range(self.classes):
-            if (
-                self.holds[c * self.models + model]
-                and self.claimed[c] == 0
-                and (tried == 0 or (tried >> self.class_type[c]) & 1 == 0)
-            ):
+            if self.holds[c * self.models + model] and (tried >> self.class_type[c]) & 1 == 0:
                 heap = self.idle[c]
                 self._skip_overdue(heap, now)
                 if heap.size > 0 and (best < 0 or heap.ids[0] < best):
@@ -209,7 +206,7 @@ class Gpus:
             if (
                 self.holds[c * self.models + model]
                 and self.claimed[c] == 0
-                and (tried == 0 or (tried >> self.class_type[c]) & 1 == 0)
+                and (tried >> self.class_type[c]) & 1 == 0
             ):
                 heap = self.busy[c]
                 self._skip_overdue(heap, now)
@@ -221,7 +218,7 @@ class Gpus:
         return best
 
     def claim(self, model: int, tried: int) -> bool:
-        """A lane waits for these GPUs: the lanes behind it must not take them with a longer reach.
+        """A lane waits for these GPUs: the lanes behind it must not take them ahead with a longer reach.
 
         The claim is on all classes that hold the model, but for the types in ``tried``, until
         :meth:`release`. Returns whether a class with GPUs is left unclaimed.
@@ -241,13 +238,21 @@ class Gpus:
 
     def set_aside(self, gpu: int) -> None:
         """:meth:`pick` passes the GPU over until :meth:`restore`."""
+        heap = self.idle[self.cls[gpu]]
+        self.aside.append(2 * gpu + heap.has(gpu))
         self._unlist(gpu)
-        self.aside.append(gpu)
 
-    def restore(self, now: int) -> None:
+    def restore(self) -> None:
         """GPUs that were set aside can be picked again."""
         while self.aside:
-            self._list(self.aside.pop(), now)
+            entry = self.aside.pop()
+            gpu = entry >> 1
+            if entry & 1:
+                heap = self.idle[self.cls[gpu]]
+                heap.put(gpu, gpu)
+            else:
+                heap = self.busy[self.cls[gpu]]
+                heap.put(gpu, self.free_at[gpu])
 
     def taker_type(self, now: int, model: int) -> int:
         """Type of the GPU that would take the model: lowest idle, else first to be free; -1 if none."""

@@ -386,12 +386,17 @@ class Core(Window):
                 if ready.keys[0] + 1 < due:
                     due = ready.keys[0] + 1
                 # Lanes behind the first count only where it was passed over; else it claims every GPU.
+                # Those may also wait for a busy GPU within reach that is claimed, until it is idle.
                 for i in range(ready.size if self.skipped else 1):
                     lane = ready.ids[i]
                     reach = self.control + self.lane_size[lane] * self.data
                     free = self.gpus.next_free(self.lane_model[lane], self.now + reach)
                     if free >= 0 and free - reach < due:
                         due = free - reach
+                    if self.skipped:
+                        free = self.gpus.next_free(self.lane_model[lane], self.now)
+                        if 0 <= free < due:
+                            due = free
         return due if due > self.now else self.now + 1
 
     def queued_by_model(self, models: int) -> list[int]:

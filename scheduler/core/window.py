@@ -90,6 +90,7 @@ class Window:
         self.pending = Heap(0)
         self.ready = [Heap(0) for _ in range(PRIORITIES)]
         self.parked: list[int] = []
+        self.refused = False
         self.skipped = False
 
     def _clock(self, now: int) -> int:
@@ -102,6 +103,7 @@ class Window:
 
     def _run(self, now: int) -> None:
         self.gpus.release()
+        self.refused = False
         self.skipped = False
         pending = self.pending
         while pending.size > 0 and pending.keys[0] <= now:
@@ -136,9 +138,11 @@ class Window:
                     tried |= 1 << kind
                 gpu = gpus.pick(now, model, reach, tried)
             if gpu < 0:
+                if tried != 0 or len(gpus.aside) > 0:
+                    self.refused = True  # GPUs that this lane cannot use may be idle for another
                 more = gpus.claim(model, tried)
-                gpus.restore(now)
-                if not more:
+                gpus.restore()
+                if not more and not self.refused:
                     break
                 # Set aside with its key, so that the lanes behind it are looked at.
                 self.skipped = True
@@ -146,7 +150,7 @@ class Window:
                 passed.append(ready.keys[0])
                 ready.discard(lane)
             else:
-                gpus.restore(now)
+                gpus.restore()
                 self._reform(lane, now)
         while passed:
             latest = passed.pop()
