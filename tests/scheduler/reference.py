@@ -333,7 +333,8 @@ class Reference:
         reach = self.now + self.control + lane.size * self.data
         too_slow: set[int] = set()
         for gpu in self.in_order(lane.model):
-            if gpu.number in self.claimed or gpu.kind in too_slow or not (gpu.idle or gpu.free_at <= reach):
+            ahead = not gpu.idle and (gpu.number in self.claimed or gpu.free_at > reach)
+            if ahead or gpu.kind in too_slow:
                 continue
             if self.serve(lane, gpu):
                 return True

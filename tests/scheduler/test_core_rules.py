@@ -413,6 +413,25 @@ def test_a_longer_reach_does_not_overtake_a_higher_priority(core_type: type[Core
     assert [(d[1], d[3]) for d in world.advance(26.9)[0]] == [(3, 1)]
 
 
+def test_a_lane_behind_one_that_is_passed_over_is_woken_in_time(core_type: type[Core]) -> None:
+    """Data 0.1 ms a request, the GPU busy until 27 and known to run over by 5 ms.
+
+    Two requests of model 0, due at 36, reach it from 26.8 on, but not even one would be in time there.
+    They wait on, so model 1's full batch of one may not take it ahead at 26.9, but once it is idle.
+    """
+    world = World(core_type, largest=20, data_ns=MS // 10, policy="eager")
+    world.model(1, largest=1)
+    world.submit(0, *[100] * 20)
+    world.core.set_gpu_margin(0, 5 * MS)
+    assert world.submit(1, 36, 36) == NOTHING
+    assert world.submit(1, 101, model=1) == NOTHING
+    assert world.wakeup == pytest.approx(26.8)
+    assert world.advance(26.8) == NOTHING
+    assert world.advance(26.9) == NOTHING
+    assert world.wakeup == pytest.approx(27)
+    assert brief(world.advance(27)) == [(0, 27.1, 33.1, (23,))]
+
+
 # --- types of GPUs, models that are not everywhere ------------------------------------------------
 
 
