@@ -33,10 +33,12 @@ cdef class Core(Window):
     cdef _changed(self, long long now, bint everything)
     @cython.locals(
         m="const unsigned int[:]", d="const long long[:]", k="const unsigned long long[:]",
-        p="const unsigned char[:]", which="long long", due="long long", ident="unsigned long long",
-        rank="long long", slot="long long", ready=Heap,
+        p="const unsigned char[:]",
     )
     cpdef submit(self, long long now, model, deadline, key, priority=*, bint again=*)
+    cpdef arrive(self, long long now, long long model, long long deadline, unsigned long long key)
+    @cython.locals(slot="long long")
+    cdef long long _admit(self, long long now, long long which, long long due, unsigned long long ident, long long rank, bint fresh) except -2
     @cython.locals(
         g="const unsigned int[:]", b="const unsigned long long[:]", f="const long long[:]",
         which="long long", ended="long long",

@@ -295,46 +295,12 @@ class Core(Window):
         if len(p) != n:
             raise ValueError("columns of different lengths")
         now = self._clock(now)
-        queues = self.queues
-        meter = self.meter
-        models = self.models
-        sample = now // SAMPLE_NS
-        horizon = now + self.horizon
-        result = self.result
         fresh = not again
         marked = 0
         self.submitted += n
         for i in range(n):
-            which = m[i]
-            due = d[i]
-            ident = k[i]
-            if which >= models.capacity or models.known[which] == 0:
-                self.actions.drop(ident, which, due, UNKNOWN)
-                continue
-            if fresh:
-                slot = ident >> 48
-                if ident <= self.last_key[slot]:
-                    self.actions.drop(ident, which, due, DUPLICATE)
-                    continue
-                self.last_key[slot] = ident
-            if due > horizon or due < 0:
-                self.actions.drop(ident, which, due, OUT_OF_RANGE)
-                continue
-            if self.fast[which] < 0 or models.draining[which] != 0:
-                self.actions.drop(ident, which, due, UNSERVED)
-                continue
-            rank = p[i]
-            lane = self.lane_of[which * PRIORITIES + (rank if rank < PRIORITIES else PRIORITIES - 1)]
-            if lane < 0:
-                lane = self._new_lane(which, rank if rank < PRIORITIES else PRIORITIES - 1)
-            if queues.count[lane] >= self.max_queue:
-                self.actions.drop(ident, which, due, FULL)
-                continue
-            if meter.sample[lane] != sample:
-                meter.roll(lane, sample)
-            meter.current[lane] += 1
-            queues.push(lane, due - result, ident)
-            if self.lane_dirty[lane] == 0:
+            lane = self._admit(now, m[i], d[i], k[i], p[i], fresh)
+            if lane >= 0 and self.lane_dirty[lane] == 0:
                 self.lane_dirty[lane] = 1
                 self.dirty[marked] = lane
                 marked += 1
@@ -343,6 +309,50 @@ class Core(Window):
             self.lane_dirty[lane] = 0
             self._reform(lane, now)
         self._run(now)
+
+    def arrive(self, now: int, model: int, deadline: int, key: int) -> None:
+        """One fresh request of priority 0 arrives: what :meth:`submit` does for columns of one."""
+        now = self._clock(now)
+        self.gpus.settle(now)
+        self.submitted += 1
+        lane = self._admit(now, model, deadline, key, 0, True)
+        if lane >= 0:
+            self._reform(lane, now)
+        self._run(now)
+
+    def _admit(self, now: int, which: int, due: int, ident: int, rank: int, fresh: bool) -> int:
+        """Queue a request or drop it with its reason; returns its lane, -1 if it was dropped."""
+        models = self.models
+        if which >= models.capacity or models.known[which] == 0:
+            self.actions.drop(ident, which, due, UNKNOWN)
+            return -1
+        if fresh:
+            slot = ident >> 48
+            if ident <= self.last_key[slot]:
+                self.actions.drop(ident, which, due, DUPLICATE)
+                return -1
+            self.last_key[slot] = ident
+        if due > now + self.horizon or due < 0:
+            self.actions.drop(ident, which, due, OUT_OF_RANGE)
+            return -1
+        if self.fast[which] < 0 or models.draining[which] != 0:
+            self.actions.drop(ident, which, due, UNSERVED)
+            return -1
+        if rank >= PRIORITIES:
+            rank = PRIORITIES - 1
+        lane = self.lane_of[which * PRIORITIES + rank]
+        if lane < 0:
+            lane = self._new_lane(which, rank)
+        if self.queues.count[lane] >= self.max_queue:
+            self.actions.drop(ident, which, due, FULL)
+            return -1
+        meter = self.meter
+        sample = now // SAMPLE_NS
+        if meter.sample[lane] != sample:
+            meter.roll(lane, sample)
+        meter.current[lane] += 1
+        self.queues.push(lane, due - self.result, ident)
+        return lane
 
     def complete(self, now: int, gpu: object, batch: object, finished: object) -> None:
         """Batches came back, as columns: GPU (uint32), batch (uint64), end as measured (int64 ns).

@@ -71,9 +71,6 @@ class Replay:
         self.start = array("q", bytes(8 * 256))
         self.end = array("q", bytes(8 * 256))
         self.events = 0
-        self.one_model = array("I", [0])
-        self.one_deadline = array("q", [0])
-        self.one_key = array("Q", [0])
         self.one_gpu = array("I", [0])
         self.one_batch = array("Q", [0])
         self.one_end = array("q", [0])
@@ -111,10 +108,7 @@ class Replay:
                 core.submit(now, m[i:j], d[i:j], k[i:j])
                 i = j
             else:
-                self.one_model[0] = m[i]
-                self.one_deadline[0] = d[i]
-                self.one_key[0] = k[i]
-                core.submit(now, self.one_model, self.one_deadline, self.one_key)
+                core.arrive(now, m[i], d[i], k[i])
                 i += 1
             if core.actions.dispatched > self.seen:
                 self._execute(now)
