@@ -77,9 +77,18 @@ class Base:
         """When a batch that is sent now would start."""
         return max(now + self.lead(size), self.free[gpu])
 
-    def earliest(self) -> int:
-        """The GPU that is free first, the lowest-numbered of several."""
-        return min(range(len(self.free)), key=self.free.__getitem__)
+    def earliest(self, now: int) -> int:
+        """The lowest-numbered GPU that is free; else the one that is free first.
+
+        The publications do not say which of several free GPUs is taken; the lowest uses the fewest.
+        """
+        best = 0
+        for gpu, free in enumerate(self.free):
+            if free <= now:
+                return gpu
+            if free < self.free[best]:
+                best = gpu
+        return best
 
     def send(self, now: int, model: int, gpu: int, first: int, size: int, latest: int = NEVER) -> int:
         """Send ``size`` requests of the queue from position ``first``; returns the batch's number."""
@@ -104,7 +113,7 @@ class Base:
 
     def drop_expired(self, now: int) -> None:
         """Give up what could not end in time even alone on the GPU that is free first."""
-        gpu = self.earliest()
+        gpu = self.earliest(now)
         start = self.start(now, gpu, 1)
         for model, queue in enumerate(self.queues):
             if queue:

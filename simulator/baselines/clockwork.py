@@ -38,7 +38,7 @@ class Clockwork(Base):
         """Give every GPU that is open its next action."""
         self.wake = NEVER
         while self.queued:
-            gpu = self.earliest()
+            gpu = self.earliest(now)
             opens = self.free[gpu] - self.most_lead
             if opens > now:
                 self.wake = opens

@@ -44,7 +44,7 @@ class Shepherd(Base):
         self.wake = NEVER
         while self.queued:
             self.drop_expired(now)
-            gpu = self.earliest()
+            gpu = self.earliest(now)
             found = self.candidate(now, gpu)
             if found is None:
                 break

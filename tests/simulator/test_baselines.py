@@ -54,6 +54,15 @@ def test_clockwork_never_waits() -> None:
     assert system.next_wakeup() == 6 * MS
 
 
+def test_the_lowest_numbered_free_gpu_is_taken() -> None:
+    system = Clockwork(cluster([50], gpus=3))
+    submit(system, 0, 0, 50, range(1, 3))
+    system.complete(6 * MS, 0, 1, 6 * MS)
+    system.complete(6 * MS, 1, 2, 6 * MS)
+    submit(system, 7 * MS, 0, 50, range(3, 4))
+    assert [gpu for _, gpu, _ in sent(system)] == [0, 1, 0]
+
+
 def test_clockwork_takes_powers_of_two() -> None:
     system = busy_clockwork([80])
     submit(system, 0, 0, 80, range(1, 8))
