@@ -61,8 +61,8 @@ class Settings:
     policy: str = "deferred"
     control_ns: int = 300_000
     data_ns: int = 20_000
-    result_ns: int = 500_000
-    margin_ns: int = 300_000
+    result_ns: int = 2_000_000
+    margin_ns: int = 1_000_000
     spin_ns: int = 0
     max_queue: int = 100_000
     overdue_ns: int = 1_000_000_000

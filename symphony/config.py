@@ -87,8 +87,8 @@ class SchedulerConfig(_Section):
     policy: PolicyName = "deferred"
     control_latency_us: Micros = 300
     data_latency_us: Micros = 20
-    result_latency_us: Micros = 500
-    timer_margin_us: Micros = 300
+    result_latency_us: Micros = 2_000
+    timer_margin_us: Micros = 1_000
     spin_us: Micros = 0
     max_queue: Annotated[int, Field(ge=1, le=100_000_000)] = 100_000
 

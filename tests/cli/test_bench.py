@@ -24,7 +24,7 @@ def test_an_unknown_benchmark_is_refused_with_the_list() -> None:
 
 
 def test_core_prints_one_json_object() -> None:
-    arguments = "core --models 2 --gpus 16 --load 0.9 --requests 4000 --json -".split()
+    arguments = ["core", "--models", "2", "--gpus", "16", "--load", "0.9", "--requests", "4000", "--json", "-"]
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 0
     found = json.loads(result.stdout)
