@@ -24,8 +24,8 @@ def test_an_unknown_benchmark_is_refused_with_the_list() -> None:
 
 
 def test_core_prints_one_json_object() -> None:
-    arguments = ["core", "--models", "2", "--gpus", "16", "--load", "0.9", "--requests", "4000", "--json", "-"]
-    result = CliRunner().invoke(command, arguments)
+    sizes = ["--models", "2", "--gpus", "16", "--load", "0.9", "--requests", "4000"]
+    result = CliRunner().invoke(command, ["core", *sizes, "--json", "-"])
     assert result.exit_code == 0
     found = json.loads(result.stdout)
     assert {"requests_per_s", "ns_per_request", "mean_batch", "compiled", "pure_requests_per_s"} <= set(found)
