@@ -212,7 +212,9 @@ def test_ctrl_c_stops_early_and_reports(cluster: FakeCluster, tmp_path: Path) ->
     file = tmp_path / "report.json"
     where = ["--registry", cluster.registry, "--subscribe", cluster.subscribe]
     args = ["plain=200", "--seconds", "60", "--json", str(file), *where]
-    code = f"from symphony.cli.load import command; command({args!r})"
+    # Whoever runs the tests in the background has SIGINT ignored, and children inherit that.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heed}; from symphony.cli.load import command; command({args!r})"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
