@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from symphony.cli import options as shared
 from symphony.config import load_config
 
 _log = logging.getLogger(__name__)
@@ -15,16 +16,8 @@ _PORT = click.IntRange(1, 65_535)
 
 
 @click.command()
-@click.option(
-    "--config",
-    "-c",
-    "path",
-    type=click.Path(path_type=Path),
-    envvar="SYMPHONY_CONFIG",
-    show_envvar=True,
-    help="Configuration file; its sections cluster and broker count.",
-)
-@click.option("--host", metavar="ADDRESS", help="IP address to bind.  [default: 127.0.0.1]")
+@shared.config("Configuration file; its sections cluster and broker count.")
+@shared.host("127.0.0.1")
 @click.option("--registry-port", type=_PORT, help="Port that members and tools ask.  [default: 5550]")
 @click.option("--publish-port", type=_PORT, help="Port that publishers connect to.  [default: 5551]")
 @click.option("--subscribe-port", type=_PORT, help="Port that subscribers connect to.  [default: 5552]")
@@ -34,11 +27,7 @@ _PORT = click.IntRange(1, 65_535)
     help="No member of an earlier broker is still alive: number new GPUs at once instead of waiting "
     "one lease for those that may come back.",
 )
-@click.option(
-    "--insecure",
-    is_flag=True,
-    help="Allow an address that other machines can reach; nothing authenticates them.",
-)
+@shared.insecure()
 def command(
     path: Path | None,
     host: str | None,

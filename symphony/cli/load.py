@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from symphony.cli import options as shared
 from symphony.config import load_config
 from symphony.urgency import keep_collector_out
 
@@ -57,29 +58,9 @@ SWITCH_S: Final = 0.0005
     metavar="FILE|-",
     help="Write the report as one JSON object to a file, or to standard output.",
 )
-@click.option(
-    "--config",
-    "-c",
-    "path",
-    type=click.Path(path_type=Path),
-    envvar="SYMPHONY_CONFIG",
-    show_envvar=True,
-    help="Configuration file that says where the broker is.",
-)
-@click.option(
-    "--registry",
-    metavar="ENDPOINT",
-    envvar="SYMPHONY_REGISTRY",
-    show_envvar=True,
-    help="The broker's registry.  [default: tcp://127.0.0.1:5550]",
-)
-@click.option(
-    "--subscribe",
-    metavar="ENDPOINT",
-    envvar="SYMPHONY_SUBSCRIBE",
-    show_envvar=True,
-    help="The broker's control channel.  [default: tcp://127.0.0.1:5552]",
-)
+@shared.config("Configuration file that says where the broker is.")
+@shared.broker("registry")
+@shared.broker("subscribe")
 @click.option(
     "--host",
     default="127.0.0.1",
@@ -87,7 +68,7 @@ SWITCH_S: Final = 0.0005
     metavar="ADDRESS",
     help="Address to bind, where workers fetch inputs and deliver results.",
 )
-@click.option("--insecure", is_flag=True, help="Allow an address that other machines can reach.")
+@shared.insecure()
 @click.option(
     "--grace-ms",
     type=click.FloatRange(0, 3_600_000),

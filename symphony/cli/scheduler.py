@@ -7,40 +7,24 @@ from pathlib import Path
 
 import click
 
+from symphony.cli import options as shared
 from symphony.config import load_config
 from symphony.urgency import be_prompt, keep_collector_out
 
 
 @click.command()
-@click.option(
-    "--config",
-    "-c",
-    "path",
-    type=click.Path(path_type=Path),
-    envvar="SYMPHONY_CONFIG",
-    show_envvar=True,
-    help="YAML file of the cluster; its sections cluster, broker and scheduler count.",
-)
+@shared.config("YAML file of the cluster; its sections cluster, broker and scheduler count.")
 @click.option("--id", "shard_id", default="shard-0", show_default=True, help="The shard's name.")
-@click.option("--registry", envvar="SYMPHONY_REGISTRY", help="Broker, e.g. tcp://127.0.0.1:5550.")
-@click.option("--publish", envvar="SYMPHONY_PUBLISH", help="Broker, publishers, e.g. tcp://127.0.0.1:5551.")
-@click.option(
-    "--subscribe", envvar="SYMPHONY_SUBSCRIBE", help="Broker, subscribers, e.g. tcp://127.0.0.1:5552."
-)
-@click.option("--host", metavar="ADDRESS", help="IP address to bind.  [default: the file's cluster.host]")
+@shared.broker("registry")
+@shared.broker("publish")
+@shared.broker("subscribe")
+@shared.host()
 @click.option(
     "--policy", help="When a batch is ready: deferred, eager, target, latest, timeout:MS[:PREFERRED_SIZE]."
 )
 @click.option("--spin-us", type=click.IntRange(0), help="Busy-wait that long before each timer, µs.")
-@click.option(
-    "--drain",
-    "drain_s",
-    type=click.FloatRange(0, 3_600),
-    default=5.0,
-    show_default=True,
-    help="Longest time to finish what is queued when told to stop, seconds.",
-)
-@click.option("--insecure", is_flag=True, help="Bind an address that other machines reach, unauthenticated.")
+@shared.drain(5.0)
+@shared.insecure()
 def command(
     path: Path | None,
     shard_id: str,

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from symphony.cli import options as shared
 from symphony.config import load_config
 from symphony.control import GpuInfo, Member, ModelSpec, Snapshot
 from symphony.snapshot import fetch_snapshot
@@ -20,22 +21,8 @@ _ORDER = {"scheduler": 0, "worker": 1, "frontend": 2, "ops": 3}
 
 
 @click.command()
-@click.option(
-    "--config",
-    "-c",
-    "path",
-    type=click.Path(path_type=Path),
-    envvar="SYMPHONY_CONFIG",
-    show_envvar=True,
-    help="Configuration file that says where the broker is.",
-)
-@click.option(
-    "--registry",
-    metavar="ENDPOINT",
-    envvar="SYMPHONY_REGISTRY",
-    show_envvar=True,
-    help="The broker's registry.  [default: tcp://127.0.0.1:5550]",
-)
+@shared.config("Configuration file that says where the broker is.")
+@shared.broker("registry")
 @click.option(
     "--timeout",
     type=click.FloatRange(0.01, 600),

@@ -15,6 +15,7 @@ import click
 import zmq
 
 from symphony.bus import Bus, drain, subscribe
+from symphony.cli import options as shared
 from symphony.config import load_config
 from symphony.control import decode_stamp
 from symphony.faults import Faults
@@ -30,23 +31,8 @@ _S: Final = 1_000_000_000
 
 
 @click.command()
-@click.option(
-    "--config",
-    "-c",
-    "path",
-    type=click.Path(path_type=Path),
-    envvar="SYMPHONY_CONFIG",
-    show_envvar=True,
-    help="Configuration file that says where the broker is.",
-)
-@click.option(
-    "--subscribe",
-    "endpoint",
-    metavar="ENDPOINT",
-    envvar="SYMPHONY_SUBSCRIBE",
-    show_envvar=True,
-    help="The broker's control channel.  [default: tcp://127.0.0.1:5552]",
-)
+@shared.config("Configuration file that says where the broker is.")
+@shared.broker("subscribe")
 @click.option(
     "--topic",
     "topics",
@@ -58,7 +44,7 @@ _S: Final = 1_000_000_000
 @click.option("--seconds", type=click.FloatRange(0), help="Stop after so many seconds.")
 def command(
     path: Path | None,
-    endpoint: str | None,
+    subscribe: str | None,
     topics: tuple[str, ...],
     count: int | None,
     seconds: float | None,
@@ -70,13 +56,13 @@ def command(
     closed pipe or a limit, all of which end it with exit code 0.
     """
     config = load_config(path)
-    if endpoint is None:
-        endpoint = config.subscribe
+    if subscribe is None:
+        subscribe = config.subscribe
         _warn_without_broker(config.registry)
     stopping = StopRequest()
     try:
         with stopping.on_signals():
-            follow(endpoint, topics or ("",), sys.stdout, stopping, count, seconds)
+            follow(subscribe, topics or ("",), sys.stdout, stopping, count, seconds)
     except BrokenPipeError:
         # What is still buffered has no reader; click would make an exit code 1 of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

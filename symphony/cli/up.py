@@ -16,6 +16,7 @@ import click
 
 from symphony import local
 from symphony.bus import Bus
+from symphony.cli import options as shared
 from symphony.clock import ClusterClock
 from symphony.config import Config, load_config
 from symphony.membership import Membership, describe
@@ -27,15 +28,7 @@ _S: Final = 1_000_000_000
 
 
 @click.command()
-@click.option(
-    "--config",
-    "-c",
-    "path",
-    type=click.Path(path_type=Path),
-    envvar="SYMPHONY_CONFIG",
-    show_envvar=True,
-    help="Configuration file; without one: one shard, eight emulated GPUs, resnet50.",
-)
+@shared.config("Configuration file; without one: one shard, eight emulated GPUs, resnet50.")
 @click.option(
     "--port",
     type=click.IntRange(1, 65_533),

@@ -9,21 +9,14 @@ from typing import Any
 
 import click
 
+from symphony.cli import options as shared
 from symphony.config import load_config
 from symphony.status import SymphonyError
 from symphony.urgency import be_prompt, keep_collector_out
 
 
 @click.command()
-@click.option(
-    "--config",
-    "-c",
-    "config_file",
-    type=click.Path(path_type=Path),
-    envvar="SYMPHONY_CONFIG",
-    show_envvar=True,
-    help="YAML file of the cluster; without one, the built-in default.",
-)
+@shared.config("YAML file of the cluster; without one, the built-in default.")
 @click.option("--id", "worker_id", help="Its name in the cluster.  [default: the host's name and the pid]")
 @click.option("--shard", envvar="SYMPHONY_SHARD", help="The shard it belongs to.  [default: shard-0]")
 @click.option("--device", help="emulated, cpu or cuda:N.  [default: emulated]")
@@ -40,22 +33,13 @@ from symphony.urgency import be_prompt, keep_collector_out
 @click.option(
     "--threads", type=click.IntRange(1, 1_024), help="CPU threads per operator, real devices.  [default: 1]"
 )
-@click.option("--registry", envvar="SYMPHONY_REGISTRY", help="Broker, e.g. tcp://127.0.0.1:5550.")
-@click.option("--publish", envvar="SYMPHONY_PUBLISH", help="Broker, publishers, e.g. tcp://127.0.0.1:5551.")
-@click.option(
-    "--subscribe", envvar="SYMPHONY_SUBSCRIBE", help="Broker, subscribers, e.g. tcp://127.0.0.1:5552."
-)
-@click.option("--host", help="Address of this machine to bind.  [default: the file's cluster.host]")
-@click.option("--insecure", is_flag=True, help="Bind an address that other machines reach, unauthenticated.")
-@click.option(
-    "--drain",
-    "drain_s",
-    type=click.FloatRange(0, 3_600),
-    default=4.0,
-    show_default=True,
-    help="Longest time to finish what is queued when told to stop, seconds.",
-)
-def command(config_file: Path | None, worker_id: str | None, models: tuple[str, ...], **options: Any) -> None:
+@shared.broker("registry")
+@shared.broker("publish")
+@shared.broker("subscribe")
+@shared.host()
+@shared.insecure()
+@shared.drain(4.0)
+def command(path: Path | None, worker_id: str | None, models: tuple[str, ...], **options: Any) -> None:
     """Run one worker: load its models, join the cluster, execute batches until SIGTERM or Ctrl-C.
 
     \b
@@ -68,7 +52,7 @@ def command(config_file: Path | None, worker_id: str | None, models: tuple[str, 
     from worker.choice import chosen, make_runner, merged
     from worker.process import Settings, Worker, stop_on_signals
 
-    config = load_config(config_file)
+    config = load_config(path)
     name = worker_id or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
     entry = merged(config, name, list(models), options)
     definitions = chosen(config, entry, list(models))

@@ -233,6 +233,5 @@ def test_ctrl_c_stops_early_and_reports(cluster: FakeCluster, tmp_path: Path) ->
     report = json.loads(file.read_text())
     assert report["interrupted"] is True
     assert report["one_outcome_each"] is True
-    total = report["total"]
-    assert total["good"] + total["late"] + total["unanswered"] == total["offered"] > 20
+    assert report["total"]["good"] == report["total"]["offered"] > 20
     assert "interrupted before its end" in out
