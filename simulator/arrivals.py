@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .experiment import Experiment, ExperimentError, ModelGroup, Modulation
-from .traces import Floats, Trace, load_trace
+from .traces import Floats, Trace, load_trace, trace_path
 
 NS = 1_000_000_000
 START_NS = NS
@@ -91,7 +91,7 @@ def make_arrivals(experiment: Experiment, scale: float = 1.0) -> Arrivals:
 
 
 def _trace(experiment: Experiment, group: ModelGroup) -> Trace:
-    path = experiment.base / group.arrivals.partition(":")[2]
+    path = trace_path(experiment.base, group.arrivals.partition(":")[2])
     return _load_once(path, path.stat().st_mtime_ns if path.exists() else 0)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,16 @@ class Trace:
             return float(len(self.times))
         assert self.per_minute is not None
         return float(self.per_minute.sum())
+
+
+def trace_path(base: Path, name: str) -> Path:
+    """The file that ``trace:NAME`` means: relative to ``base``, else one that comes with the simulator."""
+    path = base / name
+    if not path.exists() and name.replace("_", "").isalnum():
+        bundled = files("simulator").joinpath("data", f"{name}.csv")
+        if isinstance(bundled, Path) and bundled.is_file():
+            return bundled
+    return path
 
 
 def load_trace(path: Path) -> Trace:

@@ -10,7 +10,7 @@ import pytest
 
 from simulator.arrivals import START_NS, check_arrivals, copy_rates, make_arrivals
 from simulator.experiment import Experiment, ExperimentError, parse_experiment
-from simulator.traces import load_trace
+from simulator.traces import load_trace, trace_path
 
 
 def experiment(seconds: float = 100, base: Path = Path("."), **model: Any) -> Experiment:
@@ -125,3 +125,17 @@ def test_bad_traces(tmp_path: Path, text: str, words: str) -> None:
 def test_a_missing_trace(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match=r"cannot read the trace .*No such file"):
         check_arrivals(experiment(10, tmp_path, arrivals="trace:t.csv"))
+
+
+def test_traces_that_come_with_the_simulator(tmp_path: Path) -> None:
+    what = experiment(60, arrivals="trace:azure_llm_conv_2023", trace_speed=60, base=tmp_path)
+    counts, _ = np.histogram(seconds_of(what), bins=58, range=(0, 58))
+    assert len(seconds_of(what)) / 60 == pytest.approx(200, rel=0.05)
+    assert counts[31] / counts[5] == pytest.approx(507 / 273, rel=0.25)
+    example = load_trace(trace_path(tmp_path, "azure_functions_2019"))
+    assert example.requests == 4525
+    assert example.seconds == 86400
+    (tmp_path / "azure_functions_2019").write_text("time\n0\n1\n")
+    assert trace_path(tmp_path, "azure_functions_2019").parent == tmp_path
+    with pytest.raises(ExperimentError, match=r"cannot read the trace .*no_such"):
+        check_arrivals(experiment(arrivals="trace:no_such"))
