@@ -1,4 +1,4 @@
-"""What comes back: RESULT and ANSWER messages, taken apart into one outcome per request."""
+"""What comes back: RESULT, RESULTS and ANSWER messages, taken apart into one outcome per request."""
 
 from __future__ import annotations
 
@@ -30,14 +30,24 @@ class Batch:
 
     __slots__ = ("batch", "finished", "gpu", "model", "outputs", "size", "started", "worker")
 
-    def __init__(self, result: wire.Result, outputs: dict[str, Rows]) -> None:
-        self.worker = result.worker
-        self.model = result.model
-        self.gpu = result.gpu
-        self.batch = result.batch
-        self.size = result.size
-        self.started = result.started
-        self.finished = result.finished
+    def __init__(
+        self,
+        worker: str,
+        model: str,
+        gpu: int,
+        batch: int,
+        size: int,
+        started: int,
+        finished: int,
+        outputs: dict[str, Rows],
+    ) -> None:
+        self.worker = worker
+        self.model = model
+        self.gpu = gpu
+        self.batch = batch
+        self.size = size
+        self.started = started
+        self.finished = finished
         self.outputs = outputs
 
     def row(self, index: int) -> dict[str, Array]:
@@ -60,6 +70,8 @@ def take(frames: list[bytes], table: PendingTable, at: int, faults: Faults) -> N
             _take_result(frames, table, at, faults)
         elif kind == wire.ANSWER and len(frames) == 1:
             _take_answer(frames[0], table, at, faults)
+        elif kind == wire.RESULTS and len(frames) == 1:
+            _take_results(frames[0], table, at, faults)
         else:
             raise WireError("unexpected-kind", f"kind {kind} in {len(frames)} frames")
     except WireError as error:
@@ -83,18 +95,42 @@ def _take_result(frames: list[bytes], table: PendingTable, at: int, faults: Faul
     }
     if len(outputs) != len(result.outputs):
         raise WireError("malformed", "an output is there twice")
-    batch = Batch(result, outputs)
-    error = result.error or ""
+    r = result
+    batch = Batch(r.worker, r.model, r.gpu, r.batch, r.size, r.started, r.finished, outputs)
+    unknown = _deliver(batch, r.key.tolist(), r.status.tolist(), r.error or "", table, at)
+    if unknown:
+        faults.count("duplicate-answer", f"from worker {r.worker}", unknown)
+
+
+def _take_results(frame: bytes, table: PendingTable, at: int, faults: Faults) -> None:
+    results = wire.decode_results(frame)
+    _check_status(results.status)
+    keys, statuses = results.key.tolist(), results.status.tolist()
+    columns = (results.model, results.gpu, results.batch, results.size, results.started, results.finished)
+    end = unknown = 0
+    for *fields, count in zip(*(c.tolist() for c in columns), results.count.tolist(), strict=True):
+        model, gpu, number, size, started, finished = fields
+        batch = Batch(results.worker, results.models[model], gpu, number, size, started, finished, {})
+        rows = slice(end, end + count)
+        end += count
+        unknown += _deliver(batch, keys[rows], statuses[rows], "", table, at)
+    if unknown:
+        faults.count("duplicate-answer", f"from worker {results.worker}", unknown)
+
+
+def _deliver(
+    batch: Batch, keys: list[int], statuses: list[int], error: str, table: PendingTable, at: int
+) -> int:
+    """One outcome per key; returns how many nobody waits for."""
     row = unknown = 0
-    for key, status in zip(result.key.tolist(), result.status.tolist(), strict=True):
+    for key, status in zip(keys, statuses, strict=True):
         if status == _OK:
             outcome = Outcome(Status.OK, at, "", batch, row)
             row += 1
         else:
-            outcome = Outcome(_STATUS[status], at, error or _no_text(status, result.worker), batch)
+            outcome = Outcome(_STATUS[status], at, error or _no_text(status, batch.worker), batch)
         unknown += not table.answer(key, outcome)
-    if unknown:
-        faults.count("duplicate-answer", f"from worker {result.worker}", unknown)
+    return unknown
 
 
 def _take_answer(frame: bytes, table: PendingTable, at: int, faults: Faults) -> None:

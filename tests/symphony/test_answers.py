@@ -58,6 +58,32 @@ def test_rows_go_to_the_keys_that_are_ok_in_order() -> None:
         assert (outcome.batch.size, outcome.batch.worker, outcome.batch.gpu) == (9, "w", 2)
 
 
+def results(keys: list[int], status: list[int], counts: list[int]) -> bytes:
+    n = len(counts)
+    columns = [np.arange(n, dtype=np.uint64), *(np.arange(n, dtype=np.uint32) for _ in range(2))]
+    times = [np.full(n, at, np.int64) for at in (100, 200)]
+    names = [f"m{i}" for i in range(n)]
+    message = wire.Results(
+        "w", names, *columns, np.full(n, 9, np.uint32), *times, np.array(counts, np.uint32),
+        np.array(keys, U64), np.array(status, np.uint8),
+    )  # fmt: skip
+    return wire.encode_results(message)
+
+
+def test_results_of_several_batches_in_one_message() -> None:
+    world = World()
+    world.take(results([3, 1, 4, 4], [0, 6, 0, 0], [2, 0, 2]))
+    assert {key: outcome.status for key, outcome in world.outcomes.items()} == {
+        3: Status.OK, 1: Status.FAILED, 4: Status.OK,
+    }  # fmt: skip
+    batch = world.outcomes[4].batch
+    assert (batch.model, batch.gpu, batch.batch, batch.size, batch.worker) == ("m2", 2, 2, 9, "w")
+    assert (batch.started, batch.finished) == (100, 200)
+    assert world.outcomes[3].batch.model == "m0"
+    assert world.outcomes[3].batch.row(0) == {}
+    assert world.faults.counts == {"duplicate-answer": 1}
+
+
 def test_second_answers_and_unknown_keys_are_counted_and_ignored() -> None:
     world = World()
     world.take(result([1, 1, 99], [0, 0, 0], []))
@@ -81,6 +107,10 @@ def test_second_answers_and_unknown_keys_are_counted_and_ignored() -> None:
         ([result([1], [0], [["y", "NONE", [2]]]), b"x" * 8], "reply-malformed"),
         ([result([1], [0], [["y", "UINT8", []], ["y", "UINT8", []]]), b"x", b"x"], "reply-malformed"),
         ([result([1], [99], [])], "reply-malformed"),
+        ([results([1], [99], [1])], "reply-malformed"),
+        ([results([1], [0], [2])], "reply-ragged"),
+        ([results([1], [0], [1])[:-2]], "reply-malformed"),
+        ([results([1], [0], [1]), b"x"], "reply-unexpected-kind"),
         (
             [wire.encode_answer(wire.Answer("s", np.array([1], U64), np.array([0], np.uint8)))],
             "reply-malformed",

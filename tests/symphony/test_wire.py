@@ -110,6 +110,25 @@ def results(draw: st.DrawFn) -> wire.Result:
 
 
 @st.composite
+def many_results(draw: st.DrawFn) -> wire.Results:
+    names = draw(st.lists(NAME, min_size=1, max_size=3))
+    counts = draw(st.lists(st.integers(0, 4), max_size=4))
+    b = draw(_columns(len(counts), batch=U64, gpu=U32, model=st.integers(0, len(names) - 1), size=U32))
+    t = draw(_columns(len(counts), started=TIME, finished=TIME))
+    r = draw(_columns(sum(counts), key=U64, status=U8))
+    return wire.Results(
+        draw(NAME),
+        names,
+        _array(b["batch"], "<u8"),
+        *(_array(b[name], "<u4") for name in ("gpu", "model", "size")),
+        *(_array(column, "<i8") for column in t.values()),
+        _array(counts, "<u4"),
+        _array(r["key"], "<u8"),
+        _array(r["status"], "u1"),
+    )
+
+
+@st.composite
 def answers(draw: st.DrawFn) -> wire.Answer:
     c = draw(st.integers(0, 5).flatmap(lambda n: _columns(n, key=U64, status=U8)))
     return wire.Answer(
@@ -164,6 +183,11 @@ def test_tensors_round_trip(message: wire.Tensors) -> None:
 @given(results())
 def test_result_round_trip(message: wire.Result) -> None:
     _same(wire.decode_result(wire.encode_result(message), len(message.outputs)), message)
+
+
+@given(many_results())
+def test_results_round_trip(message: wire.Results) -> None:
+    _same(wire.decode_results(wire.encode_results(message)), message)
 
 
 @given(answers())
@@ -241,6 +265,18 @@ EXAMPLES: dict[int, bytes] = {
             *(_array([n], "<i8") for n in (90, 95, 100, 150)),
         )
     ),
+    wire.RESULTS: wire.encode_results(
+        wire.Results(
+            "w",
+            ["a", "b"],
+            _array([9, 10], "<u8"),
+            *(_array(values, "<u4") for values in ([3, 4], [1, 0], [2, 5])),
+            *(_array(values, "<i8") for values in ([100, 110], [150, 160])),
+            _array([1, 2], "<u4"),
+            _array([*KEYS, 7 << 48], "<u8"),
+            _array([0, 0, 6], "u1"),
+        )
+    ),
 }
 
 
@@ -293,6 +329,14 @@ def test_done_as_documented() -> None:
     assert [_i64(f[n]) for n in range(10, 14)] == [[90], [95], [100], [150]]
 
 
+def test_results_as_documented() -> None:
+    f = msgpack.unpackb(EXAMPLES[wire.RESULTS])
+    assert f[:4] == [8, 1, "w", ["a", "b"]]
+    assert [_u64(f[4]), *(_u32(f[n]) for n in range(5, 8))] == [[9, 10], [3, 4], [1, 0], [2, 5]]
+    assert [_i64(f[8]), _i64(f[9]), _u32(f[10])] == [[100, 110], [150, 160], [1, 2]]
+    assert (_u64(f[11]), list(f[12])) == ([*KEYS, 7 << 48], [0, 0, 6])
+
+
 def test_a_stamp_is_two_integers() -> None:
     assert msgpack.unpackb(control.encode_stamp(2**62, 17)) == [2**62, 17]
     stamp = control.decode_stamp(control.encode_stamp(2**62, 17))
@@ -323,6 +367,7 @@ DECODERS: dict[int, Callable[[bytes], object]] = {
     wire.RESULT: lambda frame: wire.decode_result(frame, 1),
     wire.ANSWER: wire.decode_answer,
     wire.DONE: wire.decode_done,
+    wire.RESULTS: wire.decode_results,
 }
 MEMBER = control.Member(
     id="w", role="worker", incarnation=3, gpus=[control.GpuInfo(number=0, type="cpu")], stats={"a": 1}

@@ -1,0 +1,143 @@
+"""What all hot messages have in common: kinds, limits, and how fields and columns are packed and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+
+VERSION: Final = 1
+
+SUBMIT: Final = 1
+PLAN: Final = 2
+FETCH: Final = 3
+TENSORS: Final = 4
+RESULT: Final = 5
+ANSWER: Final = 6
+DONE: Final = 7
+RESULTS: Final = 8
+
+MAX_REQUESTS: Final = 65_536
+"""Most requests in one message; more is malformed."""
+
+SLOT_SHIFT: Final = 48
+SEQUENCE_MASK: Final = (1 << SLOT_SHIFT) - 1
+
+MAX_U64: Final = (1 << 64) - 1
+MAX_I64: Final = (1 << 63) - 1
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+U32 = npt.NDArray[np.uint32]
+U8 = npt.NDArray[np.uint8]
+Buffer = bytes | memoryview
+
+U64_TYPE: Final = np.dtype("<u8")
+I64_TYPE: Final = np.dtype("<i8")
+U32_TYPE: Final = np.dtype("<u4")
+U8_TYPE: Final = np.dtype("u1")
+
+
+class WireError(ValueError):
+    """A message that cannot be understood. ``reason`` is a short word to count by."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+def slot_of(key: int) -> int:
+    """The frontend slot in a request key."""
+    return key >> SLOT_SHIFT
+
+
+def pack(fields: Sequence[Any]) -> bytes:
+    """One frame."""
+    packed: bytes = msgpack.packb(fields, use_bin_type=True)
+    return packed
+
+
+def column(values: npt.ArrayLike, dtype: np.dtype[Any]) -> bytes:
+    """Entries as they travel."""
+    return np.ascontiguousarray(values, dtype=dtype).tobytes()
+
+
+def kind_of(frame: Buffer) -> int:
+    """The kind of a hot message, read from its second byte without decoding the rest.
+
+    Raises:
+        WireError: ``malformed`` if the frame cannot start a hot message.
+    """
+    if len(frame) < 4 or not (0x90 <= frame[0] <= 0x9F or frame[0] == 0xDC):
+        raise WireError("malformed", "not an array")
+    return int(frame[1] if frame[0] != 0xDC else frame[3])
+
+
+def unpack(frame: Buffer, kind: int, length: int) -> list[Any]:
+    """The fields of a message of that kind and number of fields, this version's.
+
+    Raises:
+        WireError: it is none.
+    """
+    try:
+        fields = msgpack.unpackb(frame, raw=False, strict_map_key=True, use_list=True)
+    except Exception as error:  # noqa: BLE001 - msgpack raises many types on hostile bytes
+        raise WireError("malformed", type(error).__name__) from None
+    if not isinstance(fields, list) or len(fields) < 2:
+        raise WireError("malformed", "not an array")
+    if fields[0] != kind:
+        raise WireError("unexpected-kind", repr(fields[0])[:40])
+    if fields[1] != VERSION:
+        raise WireError("wrong-version", repr(fields[1])[:40])
+    if len(fields) != length:
+        raise WireError("malformed", f"{len(fields)} fields instead of {length}")
+    return fields
+
+
+def read(value: Any, dtype: np.dtype[Any], count: int | None = None) -> Any:
+    """A column over the field's bytes, of ``count`` entries if that is given.
+
+    Raises:
+        WireError: no column, too long, or of another length.
+    """
+    if not isinstance(value, bytes) or len(value) % dtype.itemsize:
+        raise WireError("malformed", "a column is no binary of whole entries")
+    found = np.frombuffer(value, dtype=dtype)
+    if found.size > MAX_REQUESTS:
+        raise WireError("oversized", f"{found.size} entries")
+    if count is not None and found.size != count:
+        raise WireError("ragged", f"{found.size} entries instead of {count}")
+    return found
+
+
+def integer(value: Any, low: int, high: int) -> int:
+    """An integer field from ``low`` to ``high``, or :class:`WireError`."""
+    if type(value) is not int or not low <= value <= high:
+        raise WireError("malformed", "an integer is missing or out of range")
+    return value
+
+
+def text(value: Any) -> str:
+    """A name, or :class:`WireError`."""
+    if not isinstance(value, str) or len(value) > 256:
+        raise WireError("malformed", "a name is no short string")
+    return value
+
+
+def name_list(value: Any) -> list[str]:
+    """A list of names, or :class:`WireError`."""
+    if not isinstance(value, list):
+        raise WireError("malformed", "no list of names")
+    return [text(name) for name in value]
+
+
+def check_spec(spec: Any, length: int) -> None:
+    """``[dtype, shape]`` or ``[name, dtype, shape]``, or :class:`WireError`."""
+    ok = isinstance(spec, list) and len(spec) == length and isinstance(spec[-1], list) and len(spec[-1]) <= 8
+    if not ok or not all(type(d) is int and 0 <= d < 1 << 31 for d in spec[-1]):
+        raise WireError("malformed", "a tensor's dtype and shape")
+    for name in spec[:-1]:
+        text(name)

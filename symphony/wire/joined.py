@@ -1,0 +1,208 @@
+"""Many messages of one kind read as one set of columns: what a scheduler does with all that has arrived.
+
+Decoding a message costs a few microseconds, most of it in making small arrays. Here each message is only
+unpacked and its lengths are compared; the columns' bytes are joined and looked at once for all of them.
+Anything odd sends the lot through the decoders of single messages, which say what is wrong with which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import msgpack
+import numpy as np
+
+from symphony.wire.batches import decode_done
+from symphony.wire.framing import (
+    DONE,
+    I64,
+    I64_TYPE,
+    MAX_REQUESTS,
+    SLOT_SHIFT,
+    SUBMIT,
+    U8,
+    U8_TYPE,
+    U32,
+    U32_TYPE,
+    U64,
+    U64_TYPE,
+    VERSION,
+    WireError,
+)
+from symphony.wire.requests import Submit, decode_submit
+
+
+class Submitted(NamedTuple):
+    """Columns over the requests of all the messages, in their order; ``priority`` None: all 0.
+
+    ``others``: messages for another incarnation. ``errors``: what could not be understood.
+    """
+
+    model: U32
+    deadline: I64
+    key: U64
+    priority: U8 | None
+    others: list[Submit]
+    errors: list[WireError]
+
+
+class Completed(NamedTuple):
+    """Columns over the batches of all the messages, in their order, as in :class:`Done`.
+
+    ``errors``: what could not be understood.
+    """
+
+    batch: U64
+    gpu: U32
+    size: U32
+    failed: U32
+    started: I64
+    finished: I64
+    errors: list[WireError]
+
+
+def join_submits(frames: Sequence[bytes], incarnation: int) -> Submitted:
+    """All SUBMIT messages in ``frames`` that are meant for ``incarnation``, as columns."""
+    found = _quick_submits(frames, incarnation)
+    return _one_by_one(frames, incarnation) if found is None else found
+
+
+def _quick_submits(frames: Sequence[bytes], incarnation: int) -> Submitted | None:
+    models: list[bytes] = []
+    deadlines: list[bytes] = []
+    keys: list[bytes] = []
+    priorities: list[bytes | None] = []
+    slots: list[int] = []
+    counts: list[int] = []
+    unpackb = msgpack.unpackb
+    try:
+        for frame in frames:
+            kind, version, meant, slot, model, deadline, key, priority = unpackb(frame)
+            n = len(model)
+            if (
+                kind != SUBMIT
+                or version != VERSION
+                or meant != incarnation
+                or type(slot) is not int
+                or n & 3
+                or not n == len(deadline) // 2 == len(key) // 2
+                or n > 4 * MAX_REQUESTS
+                or not type(model) is type(deadline) is type(key) is bytes
+            ):
+                return None
+            models.append(model)
+            deadlines.append(deadline)
+            keys.append(key)
+            priorities.append(priority)
+            slots.append(slot)
+            counts.append(n >> 2)
+        key_column = np.frombuffer(b"".join(keys), U64_TYPE)
+        deadline_column = np.frombuffer(b"".join(deadlines), I64_TYPE)
+        meant_slots = np.array(slots, np.uint64).repeat(counts)
+        ranks = None
+        if any(priority is not None for priority in priorities):
+            columns = zip(priorities, counts, strict=True)
+            ranks = np.frombuffer(b"".join(bytes(n) if p is None else p for p, n in columns), U8_TYPE)
+            if any(p is not None and len(p) != n for p, n in zip(priorities, counts, strict=True)):
+                return None
+    except Exception:  # noqa: BLE001 - msgpack raises many types on hostile bytes; the other way tells
+        return None
+    if key_column.size != meant_slots.size or ((key_column >> np.uint64(SLOT_SHIFT)) != meant_slots).any():
+        return None
+    if deadline_column.size != key_column.size:
+        return None
+    model_column = np.frombuffer(b"".join(models), U32_TYPE)
+    return Submitted(model_column, deadline_column, key_column, ranks, [], [])
+
+
+def _one_by_one(frames: Sequence[bytes], incarnation: int) -> Submitted:
+    mine: list[Submit] = []
+    others: list[Submit] = []
+    errors: list[WireError] = []
+    for frame in frames:
+        try:
+            message = decode_submit(frame)
+        except WireError as error:
+            errors.append(error)
+            continue
+        (mine if message.incarnation == incarnation else others).append(message)
+    ranks: U8 | None = None
+    if any(m.priority is not None for m in mine):
+        ranks = np.concatenate(
+            [np.zeros(m.key.size, np.uint8) if m.priority is None else m.priority for m in mine]
+        )
+    return Submitted(
+        _concatenated([m.model for m in mine], U32_TYPE),
+        _concatenated([m.deadline for m in mine], I64_TYPE),
+        _concatenated([m.key for m in mine], U64_TYPE),
+        ranks,
+        others,
+        errors,
+    )
+
+
+def _concatenated(columns: list[Any], dtype: np.dtype[Any]) -> Any:
+    return np.concatenate(columns) if columns else np.zeros(0, dtype)
+
+
+_DONE_COLUMNS: Final = (
+    (5, U64_TYPE),
+    (6, U32_TYPE),
+    (8, U32_TYPE),
+    (9, U32_TYPE),
+    (12, I64_TYPE),
+    (13, I64_TYPE),
+)
+"""Positions in a DONE message of what :class:`Completed` has."""
+
+
+def join_dones(frames: Sequence[bytes]) -> Completed:
+    """All DONE messages in ``frames``, as columns."""
+    found = _quick_dones(frames) if len(frames) > 1 else None
+    if found is not None:
+        return found
+    done = []
+    errors: list[WireError] = []
+    for frame in frames:
+        try:
+            done.append(decode_done(frame))
+        except WireError as error:
+            errors.append(error)
+    return Completed(
+        _concatenated([d.batch for d in done], U64_TYPE),
+        _concatenated([d.gpu for d in done], U32_TYPE),
+        _concatenated([d.size for d in done], U32_TYPE),
+        _concatenated([d.failed for d in done], U32_TYPE),
+        _concatenated([d.started for d in done], I64_TYPE),
+        _concatenated([d.finished for d in done], I64_TYPE),
+        errors,
+    )
+
+
+def _quick_dones(frames: Sequence[bytes]) -> Completed | None:
+    messages: list[list[Any]] = []
+    known: list[int] = []
+    counts: list[int] = []
+    try:
+        for frame in frames:
+            f = msgpack.unpackb(frame)
+            n = len(f[5]) >> 3
+            if len(f) != 14 or f[0] != DONE or f[1] != VERSION or n > MAX_REQUESTS or type(f[4]) is not list:
+                return None
+            if any(type(f[i]) is not bytes for i in range(5, 14)):
+                return None
+            if any(len(f[i]) != 4 * n for i in (6, 7, 8, 9)) or any(
+                len(f[i]) != 8 * n for i in (5, 10, 11, 12, 13)
+            ):
+                return None
+            messages.append(f)
+            known.append(len(f[4]))
+            counts.append(n)
+    except Exception:  # noqa: BLE001 - msgpack raises many types on hostile bytes; the other way tells
+        return None
+    model = np.frombuffer(b"".join([f[7] for f in messages]), U32_TYPE)
+    if (model >= np.repeat(known, counts)).any():
+        return None
+    columns: list[Any] = [np.frombuffer(b"".join([f[i] for f in messages]), t) for i, t in _DONE_COLUMNS]
+    return Completed._make([*columns, []])

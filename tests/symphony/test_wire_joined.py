@@ -1,0 +1,109 @@
+"""Many messages read at once say what each of them says alone, and hostile ones spoil only themselves."""
+
+from __future__ import annotations
+
+import msgpack
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from test_wire import dones, submits
+
+from symphony import wire
+
+MINE, ANOTHER = 5, 6
+
+
+def _slow_submits(frames: list[bytes]) -> tuple[list[tuple[int, ...]], int, list[str]]:
+    rows: list[tuple[int, ...]] = []
+    others = 0
+    errors = []
+    for frame in frames:
+        try:
+            m = wire.decode_submit(frame)
+        except wire.WireError as error:
+            errors.append(error.reason)
+            continue
+        if m.incarnation != MINE:
+            others += 1
+            continue
+        ranks = [0] * m.key.size if m.priority is None else m.priority.tolist()
+        rows += zip(m.model.tolist(), m.deadline.tolist(), m.key.tolist(), ranks, strict=True)
+    return rows, others, errors
+
+
+def _fast_submits(frames: list[bytes]) -> tuple[list[tuple[int, ...]], int, list[str]]:
+    found = wire.join_submits(frames, MINE)
+    ranks = [0] * found.key.size if found.priority is None else found.priority.tolist()
+    columns = (found.model.tolist(), found.deadline.tolist(), found.key.tolist())
+    rows = list(zip(*columns, ranks, strict=True))
+    return rows, len(found.others), [error.reason for error in found.errors]
+
+
+def _meant_for(message: wire.Submit, incarnation: int) -> bytes:
+    columns = (message.model, message.deadline, message.key, message.priority)
+    return wire.encode_submit(wire.Submit(incarnation, message.slot, *columns))
+
+
+@given(st.lists(st.tuples(submits(), st.sampled_from([MINE, MINE, MINE, ANOTHER])), max_size=5))
+def test_submits_together_are_what_they_are_one_by_one(messages: list[tuple[wire.Submit, int]]) -> None:
+    frames = [_meant_for(message, incarnation) for message, incarnation in messages]
+    assert _fast_submits(frames) == _slow_submits(frames)
+
+
+@given(st.lists(submits(), min_size=1, max_size=4), st.data())
+def test_a_mutilated_submit_spoils_only_itself(messages: list[wire.Submit], data: st.DataObject) -> None:
+    frames = [_meant_for(message, MINE) for message in messages]
+    at = data.draw(st.integers(0, len(frames) - 1))
+    spoilt = bytearray(frames[at])
+    for _ in range(data.draw(st.integers(1, 3))):
+        spoilt[data.draw(st.integers(0, len(spoilt) - 1))] = data.draw(st.integers(0, 255))
+    frames[at] = bytes(spoilt[: data.draw(st.integers(0, len(spoilt)))])
+    assert _fast_submits(frames) == _slow_submits(frames)
+
+
+def test_columns_of_odd_lengths_and_types_in_a_submit_are_seen() -> None:
+    good = [
+        wire.SUBMIT,
+        wire.VERSION,
+        MINE,
+        3,
+        bytes(8),
+        bytes(16),
+        np.full(2, 3 << 48, "<u8").tobytes(),
+        None,
+    ]
+    for position, value in [
+        (4, bytes(7)), (4, bytes(12)), (4, "aaaaaaaa"), (5, bytes(8)), (5, bytes(17)), (6, bytes(17)),
+        (7, bytes(1)), (7, "ab"), (7, 5), (3, 4), (3, 3.0), (3, -1), (3, 70_000), (1, 2), (0, 7),
+    ]:  # fmt: skip
+        bad = [*good]
+        bad[position] = value
+        frames = [msgpack.packb(good), msgpack.packb(bad), msgpack.packb(good)]
+        rows, others, errors = _fast_submits(frames)
+        assert (len(rows), others, len(errors)) == (4, 0, 1), (position, value)
+        assert (rows, others, errors) == _slow_submits(frames)
+
+
+def _rows(found: wire.Completed) -> list[tuple[int, ...]]:
+    columns = (found.batch, found.gpu, found.size, found.failed, found.started, found.finished)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+@given(st.lists(dones(), max_size=4), st.data())
+def test_dones_together_are_what_they_are_one_by_one(messages: list[wire.Done], data: st.DataObject) -> None:
+    frames = [wire.encode_done(message) for message in messages]
+    if frames and data.draw(st.booleans()):
+        at = data.draw(st.integers(0, len(frames) - 1))
+        frames[at] = frames[at][: data.draw(st.integers(0, len(frames[at]) - 1))]
+    found = wire.join_dones(frames)
+    alone = [wire.join_dones([frame]) for frame in frames]
+    assert _rows(found) == [row for one in alone for row in _rows(one)]
+    assert [e.reason for e in found.errors] == [e.reason for one in alone for e in one.errors]
+
+
+def test_an_index_without_a_name_spoils_only_its_message() -> None:
+    good = [wire.DONE, wire.VERSION, "w", 1, ["m"], bytes(8), *[bytes(4)] * 4, *[bytes(8)] * 4]
+    bad = [*good]
+    bad[7] = np.array([1], "<u4").tobytes()
+    found = wire.join_dones([msgpack.packb(good), msgpack.packb(bad)])
+    assert (found.batch.tolist(), [error.reason for error in found.errors]) == ([0], ["malformed"])
