@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from symphony.control import Name
+from symphony.scaling import AutoscaleConfig
 from symphony.status import SymphonyError
 
 Port = Annotated[int, Field(ge=1, le=65_535)]
@@ -28,7 +29,7 @@ PolicyName = Annotated[
 ]
 """``timeout:MS`` or ``timeout:MS:SIZE``: after a fixed wait, or at a preferred batch size."""
 
-_SECTIONS: Final = ("cluster", "broker", "scheduler")
+_SECTIONS: Final = ("cluster", "broker", "scheduler", "autoscale")
 
 
 class ConfigError(SymphonyError, ValueError):
@@ -127,6 +128,7 @@ class Config(_Section):
     scheduler: SchedulerConfig = SchedulerConfig()
     workers: list[WorkerConfig] = []
     models: list[str | dict[str, Any]] = []
+    autoscale: AutoscaleConfig = AutoscaleConfig()
     source: Annotated[Path | None, Field(exclude=True)] = None
 
     @field_validator("workers")
@@ -284,6 +286,7 @@ _MODELS: Final[dict[str, type[BaseModel]]] = {
     "broker": BrokerConfig,
     "scheduler": SchedulerConfig,
     "workers": WorkerConfig,
+    "autoscale": AutoscaleConfig,
 }
 
 

@@ -209,6 +209,33 @@ class ModelEvent(_Message):
     model: ModelSpec
 
 
+class ScaleDecision(_Message):
+    """On topic ``decision.<shard>``: what the leader decided about the GPUs of a shard's sub-cluster.
+
+    ``epoch`` and ``leader`` tell whose decision it is: an older epoch's is refused. ``sequence`` counts
+    the shard's decisions of that leader; with the epoch it is the idempotency key of what an actuator is
+    asked for. Counts are GPUs by type: ``planned`` by the rule now, ``requested`` from the actuator (with
+    this decision), ``observed`` as members, ready or loading. ``drain``: numbers of GPUs that leave.
+    ``attempt``: 1, or more if the same is asked for again. ``numbers``: what the rule looked at.
+    """
+
+    type: Literal["decision"] = "decision"
+    v: Literal[1] = VERSION
+    epoch: Annotated[int, Field(ge=0, lt=1 << 63)]
+    leader: Name
+    shard: Name
+    sequence: Annotated[int, Field(ge=0, lt=1 << 63)]
+    at: int
+    kind: Literal["up", "down", "hold"]
+    planned: dict[str, int] = {}
+    requested: dict[str, int] = {}
+    observed: dict[str, int] = {}
+    drain: list[int] = []
+    attempt: int = 1
+    reason: Annotated[str, Field(max_length=1024)] = ""
+    numbers: dict[str, float] = {}
+
+
 Control = Annotated[
     Join
     | Joined
@@ -223,7 +250,8 @@ Control = Annotated[
     | AskSnapshot
     | Snapshot
     | MemberEvent
-    | ModelEvent,
+    | ModelEvent
+    | ScaleDecision,
     Field(discriminator="type"),
 ]
 _ADAPTER: TypeAdapter[Control] = TypeAdapter(Control)

@@ -13,13 +13,13 @@ from typing import Any, Final
 import msgpack
 
 from symphony import control, wire
-from symphony.control import MAX_CONTROL_BYTES, MemberEvent, ModelEvent
+from symphony.control import MAX_CONTROL_BYTES, MemberEvent, ModelEvent, ScaleDecision
 from symphony.wire import Done, WireError
 
 MAX_TOPIC_BYTES: Final = 192
 MAX_DEPTH: Final = 16
 
-Body = MemberEvent | ModelEvent | Done | dict[str, Any]
+Body = MemberEvent | ModelEvent | ScaleDecision | Done | dict[str, Any]
 
 
 def decode_topic(frame: bytes) -> tuple[str, str]:
@@ -41,7 +41,7 @@ def decode_body(family: str, publisher: str, body: bytes) -> Body:
     """The body of a message on topic ``family.publisher``.
 
     ``member``, ``model``: the control messages of those names. ``done.<worker>``: :class:`Done`.
-    ``stats.<shard>``: a map with string keys.
+    ``stats.<shard>``: a map with string keys. ``decision.<shard>``: :class:`ScaleDecision`.
 
     Raises:
         WireError: ``unknown-topic``, ``foreign-topic`` (a body of another publisher), or what the
@@ -57,6 +57,13 @@ def decode_body(family: str, publisher: str, body: bytes) -> Body:
         if done.worker != publisher:
             raise WireError("foreign-topic", f"{done.worker!r} published as {publisher!r}")
         return done
+    if family == "decision" and publisher:
+        decision = control.decode_control(body)
+        if not isinstance(decision, ScaleDecision):
+            raise WireError("unexpected", decision.type)
+        if decision.shard != publisher:
+            raise WireError("foreign-topic", f"{decision.shard!r} published as {publisher!r}")
+        return decision
     if family == "stats" and publisher:
         return _decode_map(body)
     raise WireError("unknown-topic", f"{family}.{publisher}"[:60])

@@ -38,7 +38,8 @@ _S: Final = 1_000_000_000
     "topics",
     multiple=True,
     metavar="PREFIX",
-    help="Only topics that begin so; repeatable. There are member, model, done.<worker> and stats.<shard>.",
+    help="Only topics that begin so; repeatable. There are member, model, done.<worker>, stats.<shard> and "
+    "decision.<shard>.",
 )
 @click.option("--count", type=click.IntRange(1), help="Stop after so many messages.")
 @click.option("--seconds", type=click.FloatRange(0), help="Stop after so many seconds.")

@@ -388,6 +388,17 @@ CONTROLS: list[Any] = [
     control.Snapshot(broker=1, sequences={"model": 1}, members=[MEMBER], models=[MODEL]),
     control.MemberEvent(event="death", member=MEMBER),
     control.ModelEvent(model=MODEL),
+    control.ScaleDecision(
+        epoch=3,
+        leader="shard-0",
+        shard="shard-1",
+        sequence=2,
+        at=5,
+        kind="down",
+        requested={"a": 3},
+        drain=[7, 6],
+        numbers={"need": 1.5},
+    ),
 ]
 _control_names = [message.type for message in CONTROLS]
 
