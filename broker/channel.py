@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from symphony.control import encode_stamp
-from symphony.topics import MAX_TOPIC_BYTES, decode_body, decode_topic
+from symphony.topics import MAX_TOPIC_BYTES, OWN, decode_body, decode_topic
 from symphony.wire import WireError
 
 MAX_TOPICS: Final = 65_536
@@ -27,14 +27,14 @@ class Channel:
 
         Raises:
             WireError: ``malformed``, ``bad-topic``, ``unknown-topic``, ``reserved-topic`` (only the
-                broker itself publishes ``member`` and ``model``), ``too-many-topics``, or why the
+                broker itself publishes ``member``, ``model`` and ``plan``), ``too-many-topics``, or why the
                 body is no such body.
         """
         if len(frames) != 2:
             raise WireError("malformed", f"{len(frames)} frames instead of topic and body")
         topic, body = frames
         family, publisher = decode_topic(topic)
-        if family in ("member", "model"):
+        if family in OWN:
             raise WireError("reserved-topic", family)
         decode_body(family, publisher, body)
         sequence = self._sequences.get(topic, 0) + 1

@@ -14,6 +14,7 @@ answer; what is to be published gathers in :attr:`Registry.events`, numbered. Th
   predecessor no new numbers are granted, since the members of before come back with theirs.
 - One model name has one specification; workers add profiles for their GPU types. A differing
   specification is refused while any live member has announced the other one.
+- One plan (:mod:`symphony.plans`) is kept: see :mod:`broker.planning`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from typing import Final, Literal
 
 from broker.catalogue import Catalogue, Conflict
 from broker.numbers import GpuNumbers, Slots
+from broker.planning import Planning
 from symphony import control
 from symphony.control import Control, Member, MemberEvent, ModelEvent
+from symphony.plans import Accepted, Declined, PlanEvent, Propose
 from symphony.replica import same_record
 
 MS: Final = 1_000_000
@@ -34,7 +37,17 @@ MAX_STATS_NODES: Final = 4_096
 MAX_STATS_DEPTH: Final = 8
 MAX_STATS_TEXT: Final = 1_024
 
-Answer = control.Joined | control.Refused | control.Beat | control.Pong | control.Left | control.Snapshot
+Event = MemberEvent | ModelEvent | PlanEvent
+Answer = (
+    control.Joined
+    | control.Refused
+    | control.Beat
+    | control.Pong
+    | control.Left
+    | control.Snapshot
+    | Accepted
+    | Declined
+)
 
 
 class Registry:
@@ -59,10 +72,11 @@ class Registry:
     ) -> None:
         self.incarnation = incarnation
         self.members: dict[str, Member] = {}
-        self.sequences: dict[str, int] = {"member": 0, "model": 0}
-        self.events: deque[tuple[int, MemberEvent | ModelEvent]] = deque()
+        self.sequences: dict[str, int] = {"member": 0, "model": 0, "plan": 0}
+        self.events: deque[tuple[int, Event]] = deque()
         """To be published: the topic is the event's type, the number goes into its stamp."""
         self.catalogue = Catalogue()
+        self.planning = Planning()
         self._heartbeat_ms, self._lease_ms = heartbeat_ms, lease_ms
         self._settled_at = now if fresh else now + lease_ms * MS
         self._expires: dict[str, int] = {}
@@ -90,6 +104,8 @@ class Registry:
                 return self._update(now, message)
             case control.AskSnapshot():
                 return self.snapshot()
+            case Propose():
+                return self._propose(message)
             case control.Leave():
                 member = self.members.get(message.id)
                 if member is not None and member.incarnation == message.incarnation:
@@ -105,6 +121,7 @@ class Registry:
             sequences=dict(self.sequences),
             members=list(self.members.values()),
             models=self.catalogue.specs(),
+            plan=self.planning.plan,
         )
 
     def tick(self, now: int) -> None:
@@ -202,6 +219,12 @@ class Registry:
         self._put(old, wanted.model_copy(update={"slot": old.slot, "stats": wanted.stats or old.stats}))
         return self._beat(known=True)
 
+    def _propose(self, message: Propose) -> Answer:
+        answer = self.planning.propose(message, self.members.get(message.id))
+        if isinstance(answer, Accepted):
+            self._publish(PlanEvent(plan=message.plan))
+        return answer
+
     def _contested(self, now: int, old: Member, wanted: Member) -> control.Refused:
         incarnation, since = self._contests.get(wanted.id, (wanted.incarnation, now))
         if incarnation != wanted.incarnation:
@@ -263,7 +286,7 @@ class Registry:
         self.catalogue.forget(member.id)
         self._publish(MemberEvent(event=event, member=member))
 
-    def _publish(self, event: MemberEvent | ModelEvent) -> None:
+    def _publish(self, event: Event) -> None:
         self.sequences[event.type] += 1
         self.events.append((self.sequences[event.type], event))
 

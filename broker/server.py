@@ -28,6 +28,7 @@ from symphony.bus import Bus, drain, send
 from symphony.clock import ClusterClock
 from symphony.control import MAX_CONTROL_BYTES, encode_control, encode_stamp
 from symphony.faults import Faults
+from symphony.plans import Declined, PlanEvent
 from symphony.stopping import StopRequest
 from symphony.waiter import Waiter
 from symphony.wire import WireError
@@ -142,6 +143,8 @@ class Broker:
         answer = self.members.handle(time.monotonic_ns(), self.clock.now(), message)
         if isinstance(answer, control.Refused):
             self.faults.count("registry-refused", answer.reason)
+        elif isinstance(answer, Declined):
+            self.faults.count("plan-declined", answer.reason)
         return answer
 
     def _forward_publications(self) -> None:
@@ -171,6 +174,8 @@ class Broker:
                     self._neighbours.saw(event.member)
                 else:
                     self._neighbours.forget(event.member.id)
+            elif isinstance(event, PlanEvent):
+                _log.info("plan: %s; %s", event.plan.stamp, event.plan.note or "no note")
             stamp = encode_stamp(self.incarnation, number)
             self._send_out([event.type.encode(), stamp, encode_control(event)])
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from symphony.control import Name
+from symphony.messages import Name
 from symphony.scaling import AutoscaleConfig
 from symphony.status import SymphonyError
 

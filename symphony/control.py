@@ -12,10 +12,11 @@ from typing import Annotated, Any, Final, Literal
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from symphony.messages import Name, Ranges
+from symphony.plans import Accepted, ClusterPlan, Declined, PlanEvent, PlanStamp, Propose
 from symphony.wire import VERSION, Buffer, WireError
 
 Role = Literal["scheduler", "worker", "frontend", "ops"]
-Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/-]*$")]
 
 MAX_CONTROL_BYTES: Final = 16 * 1024 * 1024
 
@@ -40,7 +41,8 @@ class ModelSpec(_Message):
     """What everybody must know of a model. One name has one specification in the whole cluster.
 
     ``profiles``: per GPU type the latency table in nanoseconds, entry i for a batch of i + 1;
-    it has ``max_batch`` entries.
+    it has ``max_batch`` entries. ``memory_mb``: weights and workspace at the largest batch, on one GPU;
+    ``load_ms``: until it is ready there; 0 where nobody has measured them.
     """
 
     name: Name
@@ -49,6 +51,8 @@ class ModelSpec(_Message):
     inputs: list[TensorSpec] = []
     outputs: list[TensorSpec] = []
     profiles: dict[str, list[int]] = {}
+    memory_mb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    load_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 class GpuInfo(_Message):
@@ -59,6 +63,13 @@ class GpuInfo(_Message):
     memory_mb: int = 0
 
 
+class Holding(_Message):
+    """GPUs of a worker that hold the same models, ready to be used."""
+
+    gpus: Ranges
+    models: list[str]
+
+
 class Member(_Message):
     """One process of the cluster, as the registry knows it and publishes it.
 
@@ -66,7 +77,9 @@ class Member(_Message):
     frontend ``fetch`` and ``reply``. ``incarnation`` differs between two runs of the same id.
     ``shard`` is the scheduler that a worker belongs to. ``models``: for a scheduler its model
     table (position = the index that SUBMIT messages use), for a worker the models that it holds.
-    ``state``: ``loading``, ``ready`` or ``draining``.
+    ``state``: ``loading``, ``ready`` or ``draining``. ``holds``: which of a worker's GPUs hold what;
+    without it each holds all of ``models``. ``owns``: the GPUs that a scheduler may use now,
+    ``adopted``: the plan that it follows.
     """
 
     id: Name
@@ -82,6 +95,9 @@ class Member(_Message):
     models: list[str] = []
     state: Literal["loading", "ready", "draining"] = "loading"
     stats: dict[str, Any] = {}
+    holds: list[Holding] = []
+    owns: Ranges = []
+    adopted: PlanStamp | None = None
 
 
 class Join(_Message):
@@ -190,6 +206,7 @@ class Snapshot(_Message):
     sequences: dict[str, int]
     members: list[Member]
     models: list[ModelSpec]
+    plan: ClusterPlan | None = None
 
 
 class MemberEvent(_Message):
@@ -251,13 +268,17 @@ Control = Annotated[
     | Snapshot
     | MemberEvent
     | ModelEvent
-    | ScaleDecision,
+    | ScaleDecision
+    | Propose
+    | Accepted
+    | Declined
+    | PlanEvent,
     Field(discriminator="type"),
 ]
 _ADAPTER: TypeAdapter[Control] = TypeAdapter(Control)
 
 
-def encode_control(message: _Message) -> bytes:
+def encode_control(message: BaseModel) -> bytes:
     """One frame."""
     packed: bytes = msgpack.packb(message.model_dump())
     return packed

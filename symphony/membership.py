@@ -15,7 +15,6 @@ import random
 import socket
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Final
 
 import zmq
@@ -26,7 +25,18 @@ from symphony.bus import Bus, Sock, drain, send, subscribe
 from symphony.clock import ClusterClock, PingPong
 from symphony.control import Member, ModelSpec, Role
 from symphony.faults import Faults
-from symphony.replica import TOPICS, Change, MemberChanged, ModelChanged, Replica, same_record
+from symphony.member_events import Event, Joined, Proposed, Published, Refusal, SlotChanged
+from symphony.plans import Accepted, ClusterPlan, Declined, PlanEvent, PlanStamp, Propose
+from symphony.replica import (
+    TOPICS,
+    Change,
+    MemberChanged,
+    ModelChanged,
+    PlanChanged,
+    PlanRefused,
+    Replica,
+    same_record,
+)
 from symphony.snapshot import fetch_snapshot
 from symphony.wire import WireError
 
@@ -37,6 +47,8 @@ __all__ = [
     "MemberChanged",
     "Membership",
     "ModelChanged",
+    "PlanChanged",
+    "Proposed",
     "Published",
     "Refusal",
     "SlotChanged",
@@ -51,45 +63,6 @@ RETRY_NS: Final = 50 * _MS
 """Pause before a message is tried again that could not be sent, because no broker is connected."""
 ANSWER_NS: Final = 1_000 * _MS
 """How long an answer may take before the question is asked again."""
-
-
-@dataclass(slots=True, frozen=True)
-class Joined:
-    """The broker has taken this process in (again); ``member`` is the record that it keeps."""
-
-    member: Member
-
-
-@dataclass(slots=True, frozen=True)
-class Refusal:
-    """The broker said no; ``reason`` is for a person.
-
-    ``final``: asking again would not help, and nothing more is asked until :meth:`Membership.update`.
-    """
-
-    reason: str
-    final: bool
-
-
-@dataclass(slots=True, frozen=True)
-class SlotChanged:
-    """A frontend that came back has another slot: request keys must carry ``new`` from now on."""
-
-    old: int | None
-    new: int | None
-
-
-@dataclass(slots=True, frozen=True)
-class Published:
-    """A message of a topic that the owner asked for besides the registry's own."""
-
-    topic: str
-    broker: int
-    seq: int
-    body: bytes
-
-
-Event = Joined | MemberChanged | ModelChanged | Refusal | SlotChanged | Published
 
 
 def describe(member_id: str, role: Role, **fields: Any) -> Member:
@@ -181,6 +154,11 @@ class Membership:
         return self._replica.models
 
     @property
+    def plan(self) -> ClusterPlan | None:
+        """The cluster's plan, the newest that has come; None before the first."""
+        return self._replica.plan
+
+    @property
     def synced(self) -> bool:
         """Whether a snapshot of the present broker is in, and no event is known to be missing."""
         return self._replica.synced
@@ -223,6 +201,23 @@ class Membership:
             self._send_update()
         elif self._join_at is None and not self._leaving:
             self._join_at = self._now
+
+    def propose(self, plan: ClusterPlan, base: PlanStamp | None) -> bool:
+        """Ask the broker to put a plan in force; :class:`Proposed` tells the answer.
+
+        Returns False if no broker is connected.
+        """
+        me = self.me
+        return self._send(Propose(id=me.id, incarnation=me.incarnation, plan=plan, base=base))
+
+    def follow(self, topics: Iterable[str]) -> None:
+        """Follow further topics by prefix; their messages come as :class:`Published`."""
+        subscribe(self._events, topics)
+
+    def unfollow(self, topics: Iterable[str]) -> None:
+        """Follow these prefixes no more."""
+        for topic in topics:
+            self._events.setsockopt(zmq.UNSUBSCRIBE, topic.encode())
 
     def set_stats(self, stats: dict[str, Any]) -> None:
         """Numbers for ``symphony status``; the next heartbeat carries them."""
@@ -277,6 +272,11 @@ class Membership:
                 self._heartbeat_at = min(self._heartbeat_at, self._now + RETRY_NS)
             case control.Refused():
                 self._on_refused(message, events)
+            case Accepted():
+                events.append(Proposed("", message.stamp))
+            case Declined():
+                self.faults.count("plan-declined", message.reason)
+                events.append(Proposed(message.reason, message.have))
             case control.Left():
                 pass
             case _:
@@ -346,14 +346,17 @@ class Membership:
         except WireError as error:
             self.faults.count(f"channel-{error.reason}", error)
             return
-        if isinstance(message, control.MemberEvent | control.ModelEvent):
+        if isinstance(message, control.MemberEvent | control.ModelEvent | PlanEvent):
             events += self._others(self._replica.saw_event(stamp, message))
         else:
             self.faults.count("channel-unexpected", message.type)
 
     def _others(self, changes: list[Change]) -> list[Change]:
         mine = self.me.incarnation
-        return [c for c in changes if isinstance(c, ModelChanged) or c.member.incarnation != mine]
+        for change in changes:
+            if isinstance(change, PlanRefused):
+                self.faults.count("plan-older", f"{change.plan.stamp}; {change.have.stamp} is in force")
+        return [c for c in changes if not isinstance(c, MemberChanged) or c.member.incarnation != mine]
 
     # -- what goes out ---------------------------------------------------------------------------
 

@@ -9,6 +9,9 @@ they belong behind are kept and applied after it.
 A restarted broker starts empty and learns its members again as they re-announce themselves, so what
 its snapshots lack in the first lease is no proof of death: such members are kept until the lease is
 over, then one more snapshot decides.
+
+The plan is the newest that was ever seen (:mod:`symphony.plans`): a restarted broker that knows none, or
+one of a leader whose time is over, changes nothing here.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from symphony.control import Member, MemberEvent, ModelEvent, ModelSpec, Snapshot, Stamp
+from symphony.plans import ClusterPlan, PlanEvent
 
-TOPICS: Final = ("member", "model")
+TOPICS: Final = ("member", "model", "plan")
 """The broker's own topics, which this copy follows."""
 SETTLE_NS: Final = 50_000_000
 """How long a number may be ahead of the events: they come over another connection."""
@@ -40,7 +44,23 @@ class ModelChanged:
     model: ModelSpec
 
 
-Change = MemberChanged | ModelChanged
+@dataclass(slots=True, frozen=True)
+class PlanChanged:
+    """There is a newer plan."""
+
+    plan: ClusterPlan
+
+
+@dataclass(slots=True, frozen=True)
+class PlanRefused:
+    """A plan came that is older than the one in force."""
+
+    plan: ClusterPlan
+    have: ClusterPlan
+
+
+Change = MemberChanged | ModelChanged | PlanChanged | PlanRefused
+RegistryEvent = MemberEvent | ModelEvent | PlanEvent
 
 
 class Replica:
@@ -53,10 +73,11 @@ class Replica:
     def __init__(self, lease_ns: int) -> None:
         self.members: dict[str, Member] = {}
         self.models: dict[str, ModelSpec] = {}
+        self.plan: ClusterPlan | None = None
         self.broker: int | None = None
         self.lease_ns = lease_ns
         self._have: dict[str, int] | None = None
-        self._kept: list[tuple[Stamp, MemberEvent | ModelEvent]] = []
+        self._kept: list[tuple[Stamp, RegistryEvent]] = []
         self._behind_since: int | None = None
         self._hold_until: int | None = None
 
@@ -100,7 +121,7 @@ class Replica:
         elif self._behind_since is None:
             self._behind_since = now
 
-    def saw_event(self, stamp: Stamp, event: MemberEvent | ModelEvent) -> list[Change]:
+    def saw_event(self, stamp: Stamp, event: RegistryEvent) -> list[Change]:
         """An event of the control channel; returns what changed."""
         if stamp.broker != self.broker or self._have is None:
             # Only the registry's answers tell which broker is the present one.
@@ -136,15 +157,19 @@ class Replica:
             changes += self._put_model(model)
         for member in snapshot.members:
             changes += self._put_member(member)
+        if snapshot.plan is not None:
+            changes += self._put_plan(snapshot.plan)
         kept, self._kept = self._kept, []
         for stamp, event in sorted(kept, key=lambda entry: entry[0].seq):
             if stamp.broker == self.broker:
                 changes += self.saw_event(stamp, event)
         return changes
 
-    def _apply(self, event: MemberEvent | ModelEvent) -> list[Change]:
+    def _apply(self, event: RegistryEvent) -> list[Change]:
         if isinstance(event, ModelEvent):
             return self._put_model(event.model)
+        if isinstance(event, PlanEvent):
+            return self._put_plan(event.plan)
         if event.event in ("join", "update"):
             return self._put_member(event.member)
         return self._remove(event.event, event.member)
@@ -154,6 +179,13 @@ class Replica:
             return []
         self.models[model.name] = model
         return [ModelChanged(model)]
+
+    def _put_plan(self, plan: ClusterPlan) -> list[Change]:
+        have = self.plan
+        if have is None or plan.stamp.newer_than(have.stamp):
+            self.plan = plan
+            return [PlanChanged(plan)]
+        return [] if plan.stamp == have.stamp else [PlanRefused(plan, have)]
 
     def _put_member(self, member: Member) -> list[Change]:
         old = self.members.get(member.id)

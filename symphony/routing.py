@@ -1,12 +1,13 @@
 """Which shard a request goes to, or why none: a pure table that the engine keeps up to date.
 
 A model is served by every ready shard whose announced table holds it, over a connection that
-stands. Of several the next one in turn is taken.
+stands. Where the cluster's plan has a route for the model, requests are split by its weights among those
+of its shards that serve it; without a route, or while none of its shards does, evenly among all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -37,16 +38,51 @@ class Link:
         self.index = {name: i for i, name in enumerate(member.models) if name}
 
 
+class Split:
+    """Smooth weighted round robin: in any row of picks each link has its share, spread evenly.
+
+    Every pick adds to each link's credit its weight; the one with the most is taken and pays the sum of
+    all weights. Known from nginx's upstream module. Ties go to the first.
+    """
+
+    __slots__ = ("_credit", "_links", "_sum", "_weights")
+
+    def __init__(self, links: list[Link], weights: list[float]) -> None:
+        self._links = links
+        self._weights = weights
+        self._sum = sum(weights)
+        self._credit = [0.0] * len(links)
+
+    def next(self) -> Link | None:
+        """The next link; None if there is none."""
+        links = self._links
+        if len(links) < 2:
+            return links[0] if links else None
+        credit = self._credit
+        best = 0
+        for i, weight in enumerate(self._weights):
+            credit[i] += weight
+            if credit[i] > credit[best]:
+                best = i
+        credit[best] -= self._sum
+        return links[best]
+
+
 class Routes:
     """See the module's text. ``now`` is monotonic nanoseconds."""
 
     def __init__(self) -> None:
         self._links: dict[str, Link] = {}
-        self._ways: dict[str, list[Link]] = {}
-        self._turn = 0
+        self._ways: dict[str, Split] = {}
+        self._planned: Mapping[str, Mapping[str, float]] = {}
 
     def __iter__(self) -> Iterator[Link]:
         return iter(self._links.values())
+
+    def follow(self, planned: Mapping[str, Mapping[str, float]]) -> None:
+        """Take over the routes of the cluster's plan: for each model the weights of its shards."""
+        self._planned = planned
+        self._ways.clear()
 
     def put(self, member: Member, now: int) -> Link:
         """Add a shard, or take over its newer record; a new incarnation needs :meth:`remove` first."""
@@ -85,11 +121,16 @@ class Routes:
         if ways is None:
             if not any(model in link.index for link in self._links.values()):
                 return None  # names that callers make up are not to fill the table
-            ways = self._ways[model] = [link for link in self._serving(model) if link.line is not None]
-        if not ways:
-            return None
-        self._turn += 1
-        return ways[self._turn % len(ways)]
+            ways = self._ways[model] = self._split(model)
+        return ways.next()
+
+    def _split(self, model: str) -> Split:
+        links = [link for link in self._serving(model) if link.line is not None]
+        weights = self._planned.get(model, {})
+        routed = [link for link in links if link.member.id in weights]
+        if routed:
+            return Split(routed, [weights[link.member.id] for link in routed])
+        return Split(links, [1.0] * len(links))
 
     def served(self) -> set[str]:
         """Every model that some shard has announced."""

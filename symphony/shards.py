@@ -18,7 +18,7 @@ from symphony import wire
 from symphony.bus import Bus, BusError, Sock, link_events, send
 from symphony.control import Member
 from symphony.faults import Faults
-from symphony.membership import Event, MemberChanged
+from symphony.membership import Event, MemberChanged, PlanChanged
 from symphony.pending import Outcome, PendingTable, Request
 from symphony.routing import Link, Routes
 from symphony.status import Status
@@ -83,6 +83,10 @@ class Shards:
 
     def follow(self, event: Event, now: int) -> None:
         """Take in a change of the membership; ``now`` is monotonic ns."""
+        if isinstance(event, PlanChanged):
+            self.routes.follow(event.plan.routes)
+            self.changed = True
+            return
         if not isinstance(event, MemberChanged) or event.member.role != "scheduler":
             return
         member = event.member

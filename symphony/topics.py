@@ -1,6 +1,7 @@
 """What travels on the control channel: topics by family, and the body that each one has.
 
-A topic is ``member`` or ``model`` (the broker's own), or a family and its publisher: ``done.worker-0``.
+A topic is ``member``, ``model`` or ``plan`` (the broker's own), or a family and its publisher:
+``done.worker-0``.
 The broker checks with :func:`decode_body` what publishers send, so that subscribers get nothing that
 they cannot read; ``symphony telemetry`` shows with it what they got.
 """
@@ -14,12 +15,18 @@ import msgpack
 
 from symphony import control, wire
 from symphony.control import MAX_CONTROL_BYTES, MemberEvent, ModelEvent, ScaleDecision
+from symphony.plans import PlanEvent
 from symphony.wire import Done, WireError
 
 MAX_TOPIC_BYTES: Final = 192
 MAX_DEPTH: Final = 16
 
-Body = MemberEvent | ModelEvent | ScaleDecision | Done | dict[str, Any]
+OWN: Final = ("member", "model", "plan")
+"""Topics that only the broker publishes."""
+MAPS: Final = ("stats", "event")
+"""Families whose bodies are maps: numbers of shards, facts from members."""
+
+Body = MemberEvent | ModelEvent | PlanEvent | ScaleDecision | Done | dict[str, Any]
 
 
 def decode_topic(frame: bytes) -> tuple[str, str]:
@@ -40,16 +47,17 @@ def decode_topic(frame: bytes) -> tuple[str, str]:
 def decode_body(family: str, publisher: str, body: bytes) -> Body:
     """The body of a message on topic ``family.publisher``.
 
-    ``member``, ``model``: the control messages of those names. ``done.<worker>``: :class:`Done`.
-    ``stats.<shard>``: a map with string keys. ``decision.<shard>``: :class:`ScaleDecision`.
+    ``member``, ``model``, ``plan``: the control messages of those names. ``done.<worker>``:
+    :class:`Done`. ``decision.<shard>``: :class:`ScaleDecision`. ``stats.<shard>``,
+    ``event.<member>``: a map with string keys.
 
     Raises:
         WireError: ``unknown-topic``, ``foreign-topic`` (a body of another publisher), or what the
             body's own decoder says.
     """
-    if family in ("member", "model") and not publisher:
+    if family in OWN and not publisher:
         message = control.decode_control(body)
-        if not isinstance(message, MemberEvent | ModelEvent) or message.type != family:
+        if not isinstance(message, MemberEvent | ModelEvent | PlanEvent) or message.type != family:
             raise WireError("unexpected", message.type)
         return message
     if family == "done" and publisher:
@@ -64,7 +72,7 @@ def decode_body(family: str, publisher: str, body: bytes) -> Body:
         if decision.shard != publisher:
             raise WireError("foreign-topic", f"{decision.shard!r} published as {publisher!r}")
         return decision
-    if family == "stats" and publisher:
+    if family in MAPS and publisher:
         return _decode_map(body)
     raise WireError("unknown-topic", f"{family}.{publisher}"[:60])
 

@@ -26,7 +26,8 @@ from typing import Annotated, Any, Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from symphony.control import ModelSpec, Name, TensorSpec
+from symphony.control import ModelSpec, TensorSpec
+from symphony.messages import Name
 from symphony.profile import Profile, ProfileError
 from symphony.status import SymphonyError
 from symphony.tensors import BYTES, DTYPES

@@ -53,7 +53,7 @@ def test_join_heartbeat_leave() -> None:
     joined = join(reg, member("w"))
     assert isinstance(joined, control.Joined)
     assert (joined.broker, joined.heartbeat_ms, joined.lease_ms) == (7, 500, 2_000)
-    assert joined.sequences == {"member": 1, "model": 0}
+    assert joined.sequences == {"member": 1, "model": 0, "plan": 0}
     assert beat(reg, member("w"), 0).known
     assert isinstance(ask(reg, control.Leave(id="w", incarnation=1)), control.Left)
     assert not beat(reg, member("w"), 0).known
@@ -81,7 +81,7 @@ def test_events_are_numbered_without_gaps() -> None:
     for number, event in reg.events:
         by_topic[event.type].append(number)
     assert by_topic == {"member": [1, 2, 3, 4, 5], "model": [1, 2, 3, 4, 5]}
-    assert reg.snapshot().sequences == {"member": 5, "model": 5}
+    assert reg.snapshot().sequences == {"member": 5, "model": 5, "plan": 0}
 
 
 def test_a_heartbeat_of_another_incarnation_is_unknown() -> None:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from symphony.control import Member, MemberEvent, ModelEvent, ModelSpec, Snapshot, Stamp
-from symphony.replica import SETTLE_NS, MemberChanged, ModelChanged, Replica
+from symphony.plans import ClusterPlan, PlanEvent, PlanStamp
+from symphony.replica import SETTLE_NS, MemberChanged, ModelChanged, PlanChanged, PlanRefused, Replica
 
 LEASE = 2_000_000_000
 
@@ -141,6 +142,31 @@ def test_models_are_told_when_they_are_new_or_other() -> None:
     assert replica.saw_event(Stamp(broker=1, seq=2), ModelEvent(model=model("m"))) == []
     assert replica.saw_event(Stamp(broker=1, seq=3), ModelEvent(model=model("m", 20.0))) != []
     assert replica.models["m"].slo_ms == 20.0
+
+
+def plan(epoch: int, leader: str = "shard-0") -> ClusterPlan:
+    return ClusterPlan(stamp=PlanStamp(epoch=epoch, leader=leader))
+
+
+def test_plans_are_followed_and_older_ones_refused() -> None:
+    replica = synced()
+    assert replica.saw_event(Stamp(broker=1, seq=1), PlanEvent(plan=plan(5))) == [PlanChanged(plan(5))]
+    older = replica.saw_event(Stamp(broker=1, seq=2), PlanEvent(plan=plan(4)))
+    assert older == [PlanRefused(plan(4), plan(5))]
+    other = replica.saw_event(Stamp(broker=1, seq=3), PlanEvent(plan=plan(5, "shard-1")))
+    assert other == [PlanRefused(plan(5, "shard-1"), plan(5))]
+    assert replica.plan == plan(5)
+    assert replica.synced
+
+
+def test_a_broker_without_a_plan_or_with_an_older_one_changes_nothing() -> None:
+    replica = synced()
+    replica.saw_snapshot(0, snapshot(0).model_copy(update={"plan": plan(5)}))
+    assert replica.plan == plan(5)
+    assert replica.saw_snapshot(1, snapshot(0, broker=2)) == []
+    forgotten = snapshot(0, broker=3).model_copy(update={"plan": plan(2)})
+    assert replica.saw_snapshot(2, forgotten) == [PlanRefused(plan(2), plan(5))]
+    assert replica.plan == plan(5)
 
 
 _LIFE = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["join", "leave", "death"])), max_size=30)

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from symphony.control import Member
 from symphony.routing import CONNECT_NS, Routes
@@ -107,3 +111,54 @@ def test_a_table_that_grows_is_followed(routes: Routes) -> None:
     link = routes.pick("c")
     assert link is not None
     assert link.index["c"] == 1
+
+
+def three(*models: str) -> Routes:
+    routes = Routes()
+    for number in range(3):
+        routes.put(shard(number, list(models)), 0)
+        routes.connected(f"shard-{number}")
+    return routes
+
+
+def picks(routes: Routes, count: int, model: str = "a") -> list[str]:
+    links = [routes.pick(model) for _ in range(count)]
+    return [link.member.id for link in links if link is not None]
+
+
+def test_the_plans_weights_split_a_model() -> None:
+    routes = three("a", "b")
+    routes.follow({"a": {"shard-0": 0.5, "shard-2": 0.25, "shard-1": 0.25}})
+    assert Counter(picks(routes, 400)) == {"shard-0": 200, "shard-1": 100, "shard-2": 100}
+    assert picks(routes, 4) == ["shard-0", "shard-1", "shard-2", "shard-0"]
+    assert Counter(picks(routes, 300, "b")) == {f"shard-{i}": 100 for i in range(3)}
+
+
+@given(st.lists(st.floats(0.01, 10), min_size=3, max_size=3), st.integers(1, 300))
+def test_any_row_of_picks_is_split_as_the_weights_say(weights: list[float], count: int) -> None:
+    routes = three("a")
+    routes.follow({"a": {f"shard-{i}": weight for i, weight in enumerate(weights)}})
+    taken = Counter(picks(routes, count))
+    for i, weight in enumerate(weights):
+        assert abs(taken[f"shard-{i}"] - count * weight / sum(weights)) < 3
+
+
+def test_while_no_shard_of_a_route_serves_every_one_that_announces_does() -> None:
+    routes = three("a")
+    routes.follow({"a": {"shard-1": 1.0}})
+    assert set(picks(routes, 6)) == {"shard-1"}
+    routes.disconnected("shard-1", "gone")
+    assert set(picks(routes, 6)) == {"shard-0", "shard-2"}
+    routes.connected("shard-1")
+    assert set(picks(routes, 6)) == {"shard-1"}
+    routes.put(shard(1, ["a"], "draining"), 1)
+    assert set(picks(routes, 6)) == {"shard-0", "shard-2"}
+    routes.follow({"a": {"shard-9": 1.0}})
+    assert set(picks(routes, 6)) == {"shard-0", "shard-2"}
+
+
+def test_a_lost_shards_weight_goes_to_the_others_of_the_route() -> None:
+    routes = three("a")
+    routes.follow({"a": {"shard-0": 0.5, "shard-1": 0.5}})
+    routes.remove("shard-0", "it has died")
+    assert set(picks(routes, 6)) == {"shard-1"}

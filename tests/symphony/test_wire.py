@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from symphony import control, wire
+from symphony.plans import Accepted, ClusterPlan, Declined, Group, PlanEvent, PlanStamp, Propose
 from symphony.wire import WireError
 
 U8, U32 = st.integers(0, 255), st.integers(0, 2**32 - 1)
@@ -373,6 +374,11 @@ MEMBER = control.Member(
     id="w", role="worker", incarnation=3, gpus=[control.GpuInfo(number=0, type="cpu")], stats={"a": 1}
 )
 MODEL = control.ModelSpec(name="m", slo_ms=10, max_batch=2, profiles={"cpu": [1, 2]})
+PLAN_OF_CLUSTER = ClusterPlan(
+    stamp=PlanStamp(epoch=3, leader="s", revision=1),
+    groups=[Group(shard="s", gpus=[0, 3, 7, 7], models=["m"], active=False)],
+    routes={"m": {"s": 0.25, "t": 1}},
+)
 CONTROLS: list[Any] = [
     control.Join(member=MEMBER, models=[MODEL], gpus_wanted=2, gpu_type="cpu"),
     control.Joined(member=MEMBER, broker=1, heartbeat_ms=500, lease_ms=2000, sequences={"member": 3}),
@@ -399,6 +405,10 @@ CONTROLS: list[Any] = [
         drain=[7, 6],
         numbers={"need": 1.5},
     ),
+    Propose(id="s", incarnation=3, plan=PLAN_OF_CLUSTER, base=None),
+    Accepted(stamp=PLAN_OF_CLUSTER.stamp),
+    Declined(reason="older", have=PLAN_OF_CLUSTER.stamp),
+    PlanEvent(plan=PLAN_OF_CLUSTER),
 ]
 _control_names = [message.type for message in CONTROLS]
 
