@@ -18,6 +18,7 @@ import psutil
 
 from symphony import local
 from symphony.config import Config, load_config
+from symphony.control import Member
 from symphony.snapshot import fetch_snapshot
 from symphony.status import Unavailable
 
@@ -38,10 +39,13 @@ class Running:
     config: Config
     processes: dict[str, psutil.Process]
 
-    def shard_stats(self) -> dict[str, Any]:
+    def members(self) -> dict[str, Member]:
+        """Who is there, by id."""
+        return {member.id: member for member in fetch_snapshot(self.config.registry, 5).members}
+
+    def shard_stats(self, shard: str = "shard-0") -> dict[str, Any]:
         """What the shard published last."""
-        members = {member.id: member for member in fetch_snapshot(self.config.registry, 5).members}
-        return members["shard-0"].stats
+        return self.members()[shard].stats
 
     def cpu_seconds(self) -> dict[str, float]:
         """Processor time of each process since its start; 0 for one that has gone."""

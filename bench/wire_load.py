@@ -1,0 +1,241 @@
+"""A load generator that speaks the wire in columns: Poisson arrivals out, answers back, no loop over requests.
+
+A process of ``symphony bench wire``, started as ``python -m bench.wire_load``. It joins as a frontend, waits
+until the shards know every model, and then lives in ticks: draw the arrivals since the last tick, send
+those that fill a message, read what has come back, account for it. It says ``measuring`` and ``measured`` on
+standard error when its warm-up and its measured time end, and prints its books as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import Any, Final
+
+import msgpack
+import numpy as np
+import zmq
+
+from bench.wire_books import Books
+from symphony import wire
+from symphony.bus import Bus, Sock, send
+from symphony.clock import ClusterClock
+from symphony.control import Member
+from symphony.membership import Membership, describe
+from symphony.urgency import be_prompt, keep_collector_out
+from symphony.waiter import Waiter
+
+TICK_NS: Final = 500_000
+HOLD_NS: Final = 1_000_000
+"""A request waits at most that long for its message to fill."""
+GRACE_NS: Final = 1_000_000_000
+"""How long after the last deadline answers are waited for."""
+READY_S: Final = 60.0
+MANY: Final = 20_000
+"""Answers read in one tick at most."""
+
+
+class Stream:
+    """The requests for one shard: arrivals, what waits for its message to fill, the socket.
+
+    Args:
+        sock: PUSH to the shard's submit.
+        shard: its record.
+        models: indexes of its models, which get equal shares.
+        rate: requests per second.
+        size: requests per message.
+    """
+
+    def __init__(self, sock: Sock, shard: Member, models: list[int], rate: float, size: int) -> None:
+        self.refused = 0
+        self._sock = sock
+        self._incarnation = shard.incarnation
+        self._models = np.array(models, np.uint32)
+        self._gap_ns = 1e9 / rate
+        self._size = size
+        self._next = 0.0
+        self._model = np.zeros(0, np.uint32)
+        self._arrival = np.zeros(0, np.int64)
+
+    def start(self, now: int) -> None:
+        """Arrivals begin."""
+        self._next = float(now)
+
+    def tick(self, now: int, slo_ns: int, slot: int, books: Books, rng: np.random.Generator) -> None:
+        """Draw what has arrived by ``now`` (cluster ns) and send it in messages of the stream's size."""
+        expected = max(0.0, now - self._next) / self._gap_ns
+        gaps = rng.standard_exponential(int(expected + 6 * expected**0.5 + 16)) * self._gap_ns
+        times = self._next + np.cumsum(gaps)
+        n = int(np.searchsorted(times, now, "right"))
+        # Exponential gaps have no memory: what is drawn beyond now may be drawn again.
+        self._next = float(now)
+        arrival = np.concatenate((self._arrival, times[:n].astype(np.int64)))
+        drawn = self._models[rng.integers(0, self._models.size, n)]
+        model = np.concatenate((self._model, drawn))
+        take = arrival.size - arrival.size % self._size
+        if arrival.size > take and now - arrival[take] > HOLD_NS:
+            take = arrival.size
+        self._arrival, self._model = arrival[take:], model[take:]
+        if take:
+            self._send(arrival[:take] + slo_ns, model[:take], slot, books)
+
+    def _send(self, deadline: wire.I64, model: wire.U32, slot: int, books: Books) -> None:
+        keys = books.offer(deadline) | np.uint64(slot << wire.SLOT_SHIFT)
+        models, deadlines, key_bytes = model.tobytes(), deadline.tobytes(), keys.tobytes()
+        head = (wire.SUBMIT, wire.VERSION, self._incarnation, slot)
+        for at in range(0, keys.size, self._size):
+            end = at + self._size
+            columns = (models[4 * at : 4 * end], deadlines[8 * at : 8 * end], key_bytes[8 * at : 8 * end])
+            frame = msgpack.packb((*head, *columns, None))
+            if not send(self._sock, frame):
+                self.refused += min(self._size, keys.size - at)
+
+
+class Generator:
+    """One frontend with its streams; see the module's text."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._slo_ns = round(options.slo_ms * 1e6)
+        self._rng = np.random.default_rng(options.seed)
+        self._clock = ClusterClock()
+        self._waiter = Waiter()
+        self._malformed = 0
+
+    def run(self) -> dict[str, Any]:
+        """Everything from joining to the books."""
+        with Bus() as bus:
+            try:
+                self._join(bus)
+                shards = self._await_shards()
+                return self._load(bus, shards)
+            finally:
+                self._membership.leave()
+                self._waiter.close()
+                bus.close(200)
+
+    def _join(self, bus: Bus) -> None:
+        o = self._options
+        self._reply, reply = bus.bind(zmq.PULL, "tcp://127.0.0.1:*", hwm=1_000_000)
+        _, fetch = bus.bind(zmq.ROUTER, "tcp://127.0.0.1:*")
+        me = describe(o.id, "frontend", endpoints={"fetch": fetch, "reply": reply}, state="ready")
+        self._membership = Membership(bus, o.registry, o.subscribe, me, clock=self._clock)
+        for sock in self._membership.sockets:
+            self._waiter.register(sock)
+
+    def _await_shards(self) -> list[Member]:
+        """The shards, once each knows all its models and has GPUs."""
+        o = self._options
+        until = time.monotonic() + READY_S
+        while time.monotonic() < until:
+            self._membership.step(time.monotonic_ns())
+            shards = [self._membership.members.get(f"shard-{i}") for i in range(o.shards)]
+            found = [s for i, s in enumerate(shards) if s is not None and self._names(i) <= set(s.models)]
+            if len(found) == o.shards and self._clock.synced and self._membership.joined:
+                return found
+            self._waiter.wait(min(self._membership.next_wakeup(), time.monotonic_ns() + 50_000_000))
+        raise SystemExit(f"{o.id}: the shards do not know their models after {READY_S:g} s")
+
+    def _names(self, shard: int) -> set[str]:
+        return {f"m{i}" for i in range(shard, self._options.models, self._options.shards)}
+
+    def _load(self, bus: Bus, shards: list[Member]) -> dict[str, Any]:
+        o = self._options
+        room = 1 << int(np.ceil(np.log2(max(1024.0, o.rate * (1.5 * self._slo_ns + GRACE_NS) / 1e9))))
+        first = time.time_ns() >> 14
+        books = Books(first, room)
+        streams = []
+        for i, shard in enumerate(shards):
+            sock = bus.connect(zmq.PUSH, shard.endpoints["submit"])
+            models = [shard.models.index(name) for name in sorted(self._names(i))]
+            streams.append(Stream(sock, shard, models, o.rate / len(shards), o.submit_size))
+        slot = self._membership.me.slot
+        assert slot is not None
+        self._waiter.wait(time.monotonic_ns() + 300_000_000)  # for the links to stand
+        keep_collector_out()
+        start = self._clock.now()
+        for stream in streams:
+            stream.start(start)
+        measure_at = start + round(o.warm * 1e9)
+        end = measure_at + round(o.seconds * 1e9)
+        began = False
+        worst_ns = 0
+        due = time.monotonic_ns()
+        while (now := self._clock.now()) < end:
+            if not began and now >= measure_at:
+                began, measure_at, worst_ns = True, now, 0
+                books.count_from_here()
+                print("measuring", file=sys.stderr, flush=True)
+            for stream in streams:
+                stream.tick(now, self._slo_ns, slot, books, self._rng)
+            self._read(books)
+            self._membership.step(time.monotonic_ns())
+            worst_ns = max(worst_ns, time.monotonic_ns() - due)
+            due = max(due + TICK_NS, time.monotonic_ns())
+            self._waiter.wait(due)
+        lasted = (now - measure_at) / 1e9
+        print("measured", file=sys.stderr, flush=True)
+        self._settle(books)
+        books.close()
+        names = ("offered", "good", "late", "dropped", "failed", "unanswered", "duplicates")
+        return {
+            **{name: getattr(books, name) for name in names},
+            "seconds": lasted,
+            "refused_by_pipe": sum(stream.refused for stream in streams),
+            "malformed": self._malformed,
+            "longest_tick_ms": worst_ns / 1e6,
+        }
+
+    def _settle(self, books: Books) -> None:
+        """Wait for what is still out, no longer than the last deadline and the grace."""
+        until = time.monotonic_ns() + self._slo_ns + GRACE_NS
+        while books.waiting and time.monotonic_ns() < until:
+            self._read(books)
+            self._membership.step(time.monotonic_ns())
+            self._waiter.wait(time.monotonic_ns() + 5_000_000)
+
+    def _read(self, books: Books) -> None:
+        """Account for what has come back."""
+        keys: list[bytes] = []
+        statuses: list[bytes] = []
+        recv, unpackb = self._reply.recv, msgpack.unpackb
+        try:
+            for _ in range(MANY):
+                fields = unpackb(recv(zmq.NOBLOCK))
+                kind = fields[0]
+                if kind == wire.RESULTS:
+                    keys.append(fields[11])
+                    statuses.append(fields[12])
+                elif kind == wire.RESULT:
+                    keys.append(fields[9])
+                    statuses.append(fields[10])
+                elif kind == wire.ANSWER:
+                    keys.append(fields[3])
+                    statuses.append(fields[4])
+                else:
+                    self._malformed += 1
+        except zmq.Again:
+            pass
+        if keys:
+            key = np.frombuffer(b"".join(keys), "<u8")
+            status = np.frombuffer(b"".join(statuses), np.uint8)
+            books.answer(key, status, np.full(key.size, self._clock.now()))
+
+
+def generate() -> None:
+    """Command line of the process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, kind in (
+        ("registry", str), ("subscribe", str), ("id", str), ("rate", float), ("seconds", float), ("warm", float),
+        ("models", int), ("shards", int), ("slo-ms", float), ("submit-size", int), ("seed", int),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=kind, required=True)
+    options = parser.parse_args()
+    be_prompt()  # it stands for many frontends, none of which waits for this machine
+    print(json.dumps(Generator(options).run()))
+
+
+if __name__ == "__main__":
+    generate()
