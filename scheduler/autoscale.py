@@ -19,64 +19,21 @@ constant load, however it scatters, brings no second decision.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final, Literal
 
+from scheduler.decision import Decision, State, adopt, refuse
 from scheduler.evidence import MOST_AHEAD, SECOND, SURE, Evidence, Sample, weigh
 from symphony.scaling import AutoscaleConfig, TypeLimits
+
+__all__ = ["Decision", "State", "adopt", "decide", "refuse"]
 
 LEAST_USABLE: Final = 0.3
 """However bad the service is: below this share of the fluid capacity, GPUs are not what is missing."""
 FORGET: Final = 0.25
 """What was learned under a load counts half once the load has moved by this share."""
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What is remembered between decisions; :func:`decide` returns the next one.
-
-    requested: GPUs by type that were last asked for, None before the first sample. asked_at: when.
-    changed_at: last decision for more or fewer; up_at: for more. attempt: how often the present request was
-    made. usable: share of the fluid capacity that can be used, as learned under ``learned_need``.
-    calibration: GPUs' time that was used per GPU of fluid need while the service was good; at most 1.
-    """
-
-    requested: Mapping[str, int] | None = None
-    asked_at: int = 0
-    changed_at: int = 0
-    up_at: int = 0
-    attempt: int = 1
-    refused: bool = False
-    sequence: int = 0
-    usable: float = 1.0
-    learned_need: float = 0.0
-    calibration: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What is to be done now, if ``kind`` is not ``hold``: ask the actuator for ``requested`` GPUs by type.
-
-    planned: what the rules want; observed: ready and starting members. drain: GPUs to take away; the
-    highest numbers first. attempt: above 1 if the same is asked for again. numbers: what it was decided on.
-    """
-
-    at: int
-    kind: Literal["up", "down", "hold"]
-    planned: dict[str, int]
-    requested: dict[str, int]
-    observed: dict[str, int]
-    reason: str
-    drain: list[int] = field(default_factory=list)
-    attempt: int = 1
-    sequence: int = 0
-    numbers: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def total(self) -> int:
-        """GPUs of all types that are requested."""
-        return sum(self.requested.values())
 
 
 def decide(window: Sequence[Sample], state: State, settings: AutoscaleConfig) -> tuple[Decision, State]:
@@ -96,16 +53,6 @@ def decide(window: Sequence[Sample], state: State, settings: AutoscaleConfig) ->
     return rules.decide()
 
 
-def adopt(state: State, counts: Mapping[str, int], now: int) -> State:
-    """Somebody else gave the sub-cluster so many GPUs by type (an epoch's plan): nothing of it is missing."""
-    return replace(state, requested=dict(counts), asked_at=now, changed_at=now, attempt=1, refused=False)
-
-
-def refuse(state: State) -> State:
-    """The actuator has not accepted the last request: it is made again, soon at first."""
-    return replace(state, refused=True)
-
-
 class _Rules:
     """One call of :func:`decide`: shared figures, and a method per rule."""
 
@@ -113,8 +60,8 @@ class _Rules:
         self.found = found
         self.settings = settings
         self.now = found.now
+        self.latest = latest
         self.types = latest.types
-        self.draining = latest.draining
         self.ready = _count(latest.busy, latest)
         self.observed = _count([*latest.busy, *latest.starting], latest)
         if state.requested is None:
@@ -193,7 +140,7 @@ class _Rules:
             for kind, count in self.observed.items()
             if count > self.requested.get(kind, 0)
         }
-        stays = self.draining if self.state.changed_at > self.state.up_at else frozenset()
+        stays = self.latest.draining if self.state.changed_at > self.state.up_at else frozenset()
         if not self._waited() or not (over or stays):
             return None
         if not over:
@@ -285,18 +232,27 @@ class _Rules:
         left = dict(self.observed)
         room = self.settings.down * self.state.usable
         leaving: list[int] = []
-        for gpu in self.found.idle:
-            kind = self.types[gpu]
-            after = left | {kind: left.get(kind, 0) - 1}
-            if len(leaving) == most or sum(after.values()) < self.settings.min:
-                break
+        for unit in self._units():
+            kind = self.types[unit[0]]
+            after = left | {kind: left.get(kind, 0) - len(unit)}
+            if len(leaving) + len(unit) > most or sum(after.values()) < self.settings.min:
+                continue
             if after[kind] < least.get(kind, 0):
                 continue
             if guarded and self.most > room * self.found.capacity(after):
                 continue
-            leaving.append(gpu)
+            leaving += unit
             left = after
         return leaving
+
+    def _units(self) -> list[list[int]]:
+        """Idle GPUs in groups that can go, highest numbers first: GPUs of one unit only go together."""
+        unit = self.latest.unit
+        groups: dict[str, list[int]] = {}
+        for gpu in self.found.idle:
+            groups.setdefault(unit.get(gpu, f"gpu {gpu}"), []).append(gpu)
+        size = Counter(unit[gpu] for gpu in [*self.latest.busy, *self.latest.starting] if gpu in unit)
+        return [gpus for name, gpus in groups.items() if len(gpus) >= size[name]]
 
     def _drain(self, leaving: list[int], reason: str) -> Decision:
         wanted = dict(self.requested)

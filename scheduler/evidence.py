@@ -44,8 +44,9 @@ class Sample:
     at: cluster time of its end, ns. seconds: its length. offered, good, late, dropped: requests in it.
     need: GPU type → GPUs of that type that the offered load would keep busy (:func:`fluid_need`).
     busy: ready GPU → share of the interval that it was busy. starting: GPUs that are members and not ready
-    yet. draining: GPUs that get nothing more. types: the type of each of these GPUs. rates: requests/s by
-    model, for people.
+    yet. draining: GPUs that get nothing more. types: the type of each of these GPUs. unit: what GPUs come
+    and go together in (a worker process); a GPU that is not in it is its own. rates: requests/s by model, for
+    people.
     """
 
     at: int
@@ -59,6 +60,7 @@ class Sample:
     types: Mapping[int, str]
     starting: frozenset[int] = frozenset()
     draining: frozenset[int] = frozenset()
+    unit: Mapping[int, str] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
 
 
