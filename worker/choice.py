@@ -83,8 +83,7 @@ def chosen(config: Config, entry: WorkerConfig, models: list[str]) -> list[Defin
 def make_runner(entry: WorkerConfig, definitions: list[Definition]) -> Runner:
     """What executes batches on the entry's device; PyTorch is imported for real devices alone, later."""
     if entry.device == "emulated":
-        profiles = {d.name: p for d in definitions if (p := d.given_profile()) is not None}
-        return EmulatedRunner(profiles, entry.gpu_type or "emulated")
+        return EmulatedRunner(definitions, entry.gpu_type or "emulated")
     return DeviceRunner(
         Executor(partial(open_device, entry.device, entry.threads, entry.gpu_type), definitions)
     )

@@ -12,6 +12,9 @@ A definition is a YAML map::
     outputs: [{name: pitch_hz, dtype: FP32, shape: []}]
     samples: my.module:sample   # function(numpy.random.Generator) → one request's inputs, to profile with
     profile: {alpha_ms: 1.1, beta_ms: 5.2}   # or {points: {1: 6.3, 32: 41}} in ms, or {file: l.json}
+    memory_mb: 400              # weights and workspace; a model that does not fit is not loaded. 0: not known
+    load_ms: 900                # how long an emulated device takes to load it
+    finite: true                # a request whose outputs hold a NaN or an infinity has FAILED
 
 An emulated model needs a profile and has no code; its inputs and outputs, if any, are documentation:
 it fetches nothing and returns no tensors. A real model without a profile is measured at start-up.
@@ -93,6 +96,9 @@ class Definition(BaseModel):
     outputs: list[TensorSpec] = []
     samples: _Reference | None = None
     profile: ProfileSource | None = None
+    memory_mb: Annotated[int, Field(ge=0)] = 0
+    load_ms: _Ms = 0
+    finite: bool = False
     base: Path = Field(default=Path("."), exclude=True)
 
     @model_validator(mode="after")

@@ -24,6 +24,10 @@ class DeviceLost(SymphonyError):
     """The device can execute nothing more in this process (a sticky CUDA error): start it anew."""
 
 
+class OutOfMemory(SymphonyError):
+    """The device has no memory left for a load or a batch; it goes on working."""
+
+
 def open_device(name: str, threads: int, gpu_type: str) -> Device:
     """The real device ``cpu`` or ``cuda:N``; imports PyTorch, which takes seconds.
 
@@ -53,7 +57,12 @@ class Executed:
 
 
 class Device(Protocol):
-    """Loads models and executes batches. ``prepare`` and ``run`` are called from one thread each."""
+    """Holds copies of models, told apart by ``key``, and executes batches.
+
+    ``load`` and ``unload`` are called from one thread, each of ``prepare``, ``launch`` and ``collect``
+    from one of its own; for a copy that is being loaded all three from the loading thread, at times when
+    no other batch is on the device.
+    """
 
     @property
     def gpu_type(self) -> str:
@@ -63,17 +72,27 @@ class Device(Protocol):
     def memory_mb(self) -> int:
         """The device's own memory; 0 where it has none."""
 
-    def load(self, definition: Definition) -> None:
-        """Make a model ready to be executed. Raises DefinitionError."""
+    def free_bytes(self) -> int | None:
+        """Memory that is free for models now; None where that cannot be told."""
 
-    def check(self, model: str, item: Item) -> None:
+    def load(self, key: str, definition: Definition) -> None:
+        """Make a copy of a model ready to be executed. Raises DefinitionError, OutOfMemory."""
+
+    def unload(self, key: str) -> None:
+        """Forget a copy and free its memory; one that is not there is no error."""
+
+    def check(self, key: str, item: Item) -> None:
         """Raises InvalidRequest if the model has its own reason to refuse one request's inputs."""
 
-    def prepare(self, model: str, items: Sequence[Item]) -> Any:
+    def prepare(self, key: str, items: Sequence[Item]) -> Any:
         """Collate and pre-process, and start the copy to the device. May raise whatever the model does."""
 
-    def run(self, model: str, prepared: Any, count: int) -> Executed:
-        """Execute what :meth:`prepare` returned for ``count`` items. May raise whatever the model does."""
+    def launch(self, key: str, prepared: Any, count: int) -> Any:
+        """Begin to execute what :meth:`prepare` returned for ``count`` items; on an asynchronous device
+        it returns before the batch has run. May raise whatever the model does, and OutOfMemory."""
+
+    def collect(self, launched: Any) -> Executed:
+        """Wait for what :meth:`launch` returned, and post-process. May raise as ``launch`` does."""
 
 
 def rows_of(
@@ -102,3 +121,15 @@ def cast(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
     """``array`` in the wire's type; BYTES stay objects."""
     target = DTYPES.get(dtype)
     return array if target is None else array.astype(target, copy=False)
+
+
+def not_finite(outputs: Mapping[str, npt.NDArray[Any]], count: int) -> dict[int, str]:
+    """Rows that hold a NaN or an infinity → the name of the first such output."""
+    bad: dict[int, str] = {}
+    for name, array in outputs.items():
+        if array.dtype.kind != "f":
+            continue
+        fine = np.isfinite(array).reshape(count, -1).all(axis=1)
+        for row in np.flatnonzero(~fine).tolist():
+            bad.setdefault(row, name)
+    return bad

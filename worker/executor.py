@@ -1,8 +1,10 @@
-"""The threads that work a real device: one prepares batches, one executes them, in the same order.
+"""The threads that work a real device: batches are prepared, executed and collected one after the other.
 
-While batch k is on the device, batch k + 1 is decoded, checked, collated and copied. The loop that
-owns the sockets hands batches in by :meth:`Executor.submit` and collects finished ones by
-:meth:`Executor.finished`; :attr:`Executor.fd` turns readable when there are some.
+While batch k is on the device, batch k + 1 is decoded, checked, collated and copied, and what batch
+k - 1 returned is copied back and post-processed: three threads, the order of batches in all of them the
+same. A fourth thread loads and unloads models (:mod:`worker.loader`). The loop that owns the sockets
+hands batches in by :meth:`Executor.submit` and collects finished ones by :meth:`Executor.finished`;
+:attr:`Executor.fd` turns readable when there are some.
 """
 
 from __future__ import annotations
@@ -12,33 +14,41 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
 from symphony import tensors
 from symphony.control import TensorSpec
-from symphony.profile import Profile
 from symphony.status import InvalidRequest, Status, SymphonyError
 from worker.batch import Batch, Payload, one_line
 from worker.definition import Definition
-from worker.device import Device, DeviceLost, Item
-from worker.profiling import profile_on
+from worker.device import Device, DeviceLost, Item, OutOfMemory, not_finite
+from worker.holdings import Holdings, Ready, key_of
+from worker.lifecycle import Change
+from worker.loader import Loader
+from worker.turns import Turns
 
 _log = logging.getLogger(__name__)
 
 AHEAD: Final = 2
 """Prepared batches that may wait for the device; more would only hold memory."""
+ON_DEVICE: Final = 2
+"""Batches launched and not finished: one runs, the next follows it without a gap."""
+HANG_NS: Final = 30_000_000_000
+"""A batch that is on the device for longer, and for longer than :data:`HANG_FACTOR` times l(b), hangs."""
+HANG_FACTOR: Final = 20
 
 
-@dataclass(slots=True, frozen=True)
-class Ready:
-    """Every model is loaded; ``profiles`` by model."""
+class _Work(NamedTuple):
+    """A batch, the copy that it runs on, what :meth:`Device.prepare` or ``launch`` made of it (None where
+    nothing is left to do), and the rows that it is made of."""
 
-    profiles: dict[str, Profile]
-    gpu_type: str
-    memory_mb: int
+    batch: Batch
+    key: str
+    made: Any
+    rows: list[int]
 
 
 class Executor:
@@ -46,42 +56,89 @@ class Executor:
 
     Args:
         make_device: called in the executor's thread; it may import heavy libraries and take seconds.
-        definitions: the models to load.
+        definitions: the models to load first.
+        hang_ns: see :data:`HANG_NS`.
     """
 
-    def __init__(self, make_device: Callable[[], Device], definitions: Sequence[Definition]) -> None:
+    def __init__(
+        self, make_device: Callable[[], Device], definitions: Sequence[Definition], hang_ns: int = HANG_NS
+    ) -> None:
         self._make_device = make_device
-        self._definitions = list(definitions)
-        self._inputs: Mapping[str, list[TensorSpec]] = {d.name: d.inputs for d in definitions}
-        self._submitted: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
-        self._prepared: queue.Queue[tuple[Batch, Any] | None] = queue.Queue(AHEAD)
-        self._finished: deque[Batch] = deque()
+        self._hang_ns = hang_ns
         self._stop = threading.Event()
-        self._outcome: Ready | Exception | None = None
+        self._turns = Turns()
+        self._loader = Loader(self._turns, self._stop.is_set, self._notify)
+        self._holdings = Holdings(definitions, self._loader.ask)
+        self._copies: dict[int, int] = {}
+        """By id of a batch that was reserved: the copy that it runs on."""
+        self._submitted: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._prepared: queue.Queue[_Work | None] = queue.Queue(AHEAD)
+        self._launched: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(ON_DEVICE)
+        self._finished: deque[tuple[Batch, bool]] = deque()
+        self._error: Exception | None = None
         self.gpu_type = ""
         """Known once the device has been made; :attr:`fd` tells."""
         self.lost: DeviceLost | None = None
         """Set once the device can execute nothing more."""
         self.fd, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._device: Device | None = None
-        self._threads = [
-            threading.Thread(target=self._execute_loop, name="execute", daemon=True),
-            threading.Thread(target=self._prepare_loop, name="prepare", daemon=True),
-        ]
+        self._on_device: deque[tuple[int, Batch]] = deque()
+        loops = {"prepare": self._prepare_loop, "execute": self._execute_loop, "collect": self._collect_loop}
+        self._threads = [threading.Thread(target=self._load_loop, name="load", daemon=True)]
+        self._threads += [threading.Thread(target=f, name=name, daemon=True) for name, f in loops.items()]
+
+    # -- models --------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin to load; :attr:`fd` turns readable when :meth:`ready` has something to say."""
         self._threads[0].start()
 
     def ready(self) -> Ready | None:
-        """None while models load. Raises what loading raised (DefinitionError, DeviceError …)."""
-        if isinstance(self._outcome, Exception):
-            raise self._outcome
-        return self._outcome
+        """None while the first models load. Raises what loading raised (DefinitionError, DeviceError …)."""
+        if self._error is not None:
+            raise self._error
+        self._follow_loader()
+        return self._holdings.first_ready()
+
+    def want(self, definitions: Sequence[Definition]) -> None:
+        """The models to hold from now on; files that have changed since are loaded anew."""
+        self._holdings.want(time.monotonic_ns(), definitions)
+
+    def held(self) -> Ready:
+        """The models that serve now."""
+        return self._holdings.held
+
+    def changes(self) -> list[Change]:
+        """What has become of models since the last call."""
+        return self._holdings.changes()
+
+    def _follow_loader(self) -> None:
+        if self._device is not None:
+            for report in self._loader.reports():
+                self._holdings.report(time.monotonic_ns(), report)
+
+    # -- batches -------------------------------------------------------------------------------------
+
+    def reserve(self, batch: Batch) -> bool:
+        """The model stays loaded until this batch is over; False if it is not here."""
+        copy = self._holdings.begin(batch.model)
+        if copy is not None:
+            self._copies[id(batch)] = copy
+        return copy is not None
 
     def submit(self, batch: Batch) -> None:
         """Hand in a batch whose pending rows all have inputs."""
-        self._submitted.put(batch)
+        if id(batch) not in self._copies and not self.reserve(batch):
+            batch.settle_pending(Status.UNAVAILABLE, f"model {batch.model!r} is not loaded here")
+            self._finished.append((batch, False))
+            self._notify()
+            return
+        self._submitted.put(_Work(batch, key_of(batch.model, self._copies[id(batch)]), None, []))
+
+    def release(self, batch: Batch) -> None:
+        """A reserved batch will not be submitted."""
+        self._over(batch, out_of_memory=False)
 
     def finished(self) -> list[Batch]:
         """Batches that have been executed since the last call, every row settled."""
@@ -90,13 +147,35 @@ class Executor:
                 pass
         batches = []
         while self._finished:
-            batches.append(self._finished.popleft())
+            batch, out_of_memory = self._finished.popleft()
+            self._over(batch, out_of_memory)
+            batches.append(batch)
+        self._follow_loader()
         return batches
+
+    def _over(self, batch: Batch, out_of_memory: bool) -> None:
+        copy = self._copies.pop(id(batch), None)
+        if copy is not None:
+            self._holdings.end(time.monotonic_ns(), copy, out_of_memory=out_of_memory, ran=batch.ran > 0)
+
+    def hang_due(self) -> int | None:
+        """Monotonic ns when the batch that has been on the device longest would count as hanging."""
+        try:
+            since, batch = self._on_device[0]
+        except IndexError:
+            return None
+        return since + max(self._hang_ns, HANG_FACTOR * batch.expected_ns)
+
+    def hangs(self, now: int) -> bool:
+        """Whether a batch is on the device and will not end; its thread cannot be stopped."""
+        due = self.hang_due()
+        return due is not None and now >= due
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """Stop the threads after the batch that runs; False if one would not end in time."""
         self._stop.set()
         self._submitted.put(None)
+        self._loader.close()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(timeout_s)
@@ -112,68 +191,49 @@ class Executor:
         with contextlib.suppress(BlockingIOError):  # the pipe is full of wake-ups already
             os.write(self._wake, b"x")
 
-    def _load(self) -> Ready:
-        self._device = device = self._make_device()
-        self.gpu_type = device.gpu_type
-        self._notify()
-        profiles = {}
-        for definition in self._definitions:
-            if self._stop.is_set():
-                raise SymphonyError("stopped while loading")
-            _log.info("loading %s on %s", definition.name, device.gpu_type)
-            device.load(definition)
-            profiles[definition.name] = profile_on(device, definition, self._stop.is_set)
-        return Ready(profiles, device.gpu_type, device.memory_mb)
-
-    def _execute_loop(self) -> None:
+    def _load_loop(self) -> None:
         try:
-            self._outcome = self._load()
+            device = self._make_device()
         except Exception as error:  # noqa: BLE001 - raised again by ready(), in the owner's thread
-            self._outcome = error
+            self._error = error
             self._notify()
             return
-        self._threads[1].start()
+        self._holdings.opened(device.gpu_type, device.memory_mb)
+        self._device, self.gpu_type = device, device.gpu_type
+        for thread in self._threads[1:]:
+            thread.start()
         self._notify()
-        while (work := self._prepared.get()) is not None:
-            self._execute(*work)
-
-    def _execute(self, batch: Batch, prepared: Any) -> None:
-        assert self._device is not None
-        if batch.has_work() and not self._stop.is_set():
-            try:
-                if self.lost is not None:
-                    raise self.lost
-                executed = self._device.run(batch.model, prepared, len(batch.pending()))
-            except Exception as error:  # noqa: BLE001 - a model that raises fails its batch, not the worker
-                if isinstance(error, DeviceLost):
-                    self.lost = error
-                self._fail(batch, error)
-            else:
-                batch.ran = len(batch.pending())
-                batch.outputs = executed.outputs
-                batch.started_ns, batch.finished_ns = executed.started_ns, executed.finished_ns
-                batch.succeed()
-        self._finished.append(batch)
-        self._notify()
-
-    def _fail(self, batch: Batch, error: Exception) -> None:
-        batch.settle_pending(Status.FAILED, one_line(f"{type(error).__name__}: {error}"))
-        _log.warning("model %s failed a batch of %d: %s", batch.model, batch.key.size, one_line(error))
+        self._loader.run(device)
 
     def _prepare_loop(self) -> None:
-        while (batch := self._submitted.get()) is not None and not self._stop.is_set():
-            self._prepared.put((batch, self._prepare(batch)))
+        while (work := self._submitted.get()) is not None and not self._stop.is_set():
+            self._prepared.put(self._prepare(work))
         self._prepared.put(None)
 
-    def _prepare(self, batch: Batch) -> Any:
+    def _execute_loop(self) -> None:
+        while (work := self._prepared.get()) is not None:
+            self._room.acquire()
+            self._launched.put(self._launch(work))
+        self._launched.put(None)
+
+    def _collect_loop(self) -> None:
+        while (work := self._launched.get()) is not None:
+            out_of_memory = self._collect(work)
+            self._room.release()
+            self._finished.append((work.batch, out_of_memory))
+            self._notify()
+
+    def _prepare(self, work: _Work) -> _Work:
         assert self._device is not None
+        specs = self._loader.definition(work.key).inputs
+        batch = work.batch
         items: list[Item] = []
         for row in batch.pending():
             payload = batch.inputs[row]
             assert payload is not None
             try:
-                item = decode_item(self._inputs[batch.model], payload)
-                self._device.check(batch.model, item)
+                item = decode_item(specs, payload)
+                self._device.check(work.key, item)
             except InvalidRequest as error:
                 batch.settle(row, Status.INVALID, str(error))
             except Exception as error:  # noqa: BLE001 - a model's own check may raise anything
@@ -181,12 +241,66 @@ class Executor:
             else:
                 items.append(item)
         if not items:
-            return None
+            return work
         try:
-            return self._device.prepare(batch.model, items)
+            return work._replace(made=self._device.prepare(work.key, items), rows=batch.pending())
         except Exception as error:  # noqa: BLE001 - a model that raises fails its batch, not the worker
-            self._fail(batch, error)
-            return None
+            return self._failed(work, error)
+
+    def _launch(self, work: _Work) -> _Work:
+        assert self._device is not None
+        if work.made is None or isinstance(work.made, OutOfMemory):
+            return work
+        if self._stop.is_set():
+            return work._replace(made=None)
+        self._turns.enter(time.monotonic_ns)
+        self._on_device.append((time.monotonic_ns(), work.batch))
+        try:
+            if self.lost is not None:
+                raise self.lost
+            return work._replace(made=self._device.launch(work.key, work.made, len(work.rows)))
+        except Exception as error:  # noqa: BLE001 - a model that raises fails its batch, not the worker
+            self._on_device.pop()  # the last one: only this thread adds
+            self._turns.leave()
+            return self._failed(work, error)
+
+    def _collect(self, work: _Work) -> bool:
+        """Settle every row; True if the device ran out of memory."""
+        if work.made is None or isinstance(work.made, OutOfMemory):
+            return work.made is not None
+        assert self._device is not None
+        try:
+            try:
+                executed = self._device.collect(work.made)
+            finally:
+                self._on_device.popleft()
+                self._turns.leave()
+        except Exception as error:  # noqa: BLE001 - as above
+            return self._failed(work, error).made is not None
+        batch, outputs = work.batch, executed.outputs
+        batch.ran = len(work.rows)
+        batch.started_ns, batch.finished_ns = executed.started_ns, executed.finished_ns
+        if self._loader.definition(work.key).finite:
+            bad = not_finite(outputs, len(work.rows))
+            for row, name in bad.items():
+                batch.settle(work.rows[row], Status.FAILED, f"output {name!r} is not a finite number")
+            if bad:
+                kept = [row for row in range(len(work.rows)) if row not in bad]
+                outputs = {name: array[kept] for name, array in outputs.items()}
+        batch.outputs = outputs
+        batch.succeed()
+        return False
+
+    def _failed(self, work: _Work, error: Exception) -> _Work:
+        """Settle the rows; ``made`` of what comes back is the error if memory was short, else None."""
+        if isinstance(error, DeviceLost):
+            self.lost = error
+        kind = "" if isinstance(error, SymphonyError) else f"{type(error).__name__}: "
+        work.batch.settle_pending(Status.FAILED, one_line(f"{kind}{error}"))
+        size, text = work.batch.key.size, one_line(error)
+        _log.warning("model %s failed a batch of %d: %s", work.batch.model, size, text)
+        short = isinstance(error, OutOfMemory | MemoryError)
+        return work._replace(made=OutOfMemory(str(error)) if short else None)
 
 
 def decode_item(specs: Sequence[TensorSpec], payload: Payload) -> Item:

@@ -15,7 +15,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -33,9 +33,9 @@ from symphony.wire import WireError
 from worker import plans
 from worker.batch import Batch, results
 from worker.completions import Completions
-from worker.definition import Definition
-from worker.executor import Ready
 from worker.frontends import Frontends
+from worker.holdings import Ready
+from worker.lifecycle import State
 from worker.runners import Runner
 
 _log = logging.getLogger(__name__)
@@ -69,14 +69,12 @@ class Worker:
 
     Args:
         settings: endpoints and names.
-        runner: what executes batches; closed at the end.
-        definitions: the models that it will hold.
+        runner: what holds models and executes batches; closed at the end.
     """
 
-    def __init__(self, settings: Settings, runner: Runner, definitions: Sequence[Definition]) -> None:
+    def __init__(self, settings: Settings, runner: Runner) -> None:
         self._settings = settings
         self._runner = runner
-        self._definitions = definitions
         self.faults = Faults(_log)
         self._stop_fd, self._stop_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopping = False
@@ -205,9 +203,16 @@ class Worker:
         return member if member is not None and member.role == "scheduler" else None
 
     def _follow_device(self) -> None:
-        """Announce the models once they are loaded; give up when the device is lost."""
-        if self._ready is None:
-            self._ready = self._runner.ready()
+        """Announce the models once they are loaded, and as they change; give up when the device is lost."""
+        ready = self._runner.ready()
+        if ready is not self._ready:
+            self._ready = ready
+            if self._announced and self._drain_since is None:
+                self._announce("ready")
+        for change in self._runner.changes():
+            level = logging.WARNING if change.state == State.FAILED else logging.INFO
+            because = f": {change.reason}" if change.reason else ""
+            _log.log(level, "model %s (copy %d) is %s%s", change.model, change.copy, change.state, because)
         failure = self._runner.failure()
         if failure is not None:
             self._give_up(SymphonyError(f"the device is lost: {failure}"))
@@ -219,8 +224,7 @@ class Worker:
         elif not self._announced and self._ready is not None and self._numbers:
             self._announced = True
             self._announce("ready")
-            names = ", ".join(definition.name for definition in self._definitions)
-            _log.info("ready: %s on %s", names, self._runner.gpu_type)
+            _log.info("ready: %s on %s", ", ".join(self._ready.profiles), self._runner.gpu_type)
 
     def _announce(self, state: str) -> None:
         me = self._membership.me
@@ -229,7 +233,7 @@ class Worker:
             return
         ready = self._ready
         gpus = [gpu.model_copy(update={"memory_mb": ready.memory_mb}) for gpu in me.gpus]
-        models = [d.spec({ready.gpu_type: ready.profiles[d.name]}) for d in self._definitions]
+        models = [d.spec({ready.gpu_type: ready.profiles[name]}) for name, d in ready.definitions.items()]
         record = me.model_copy(update={"state": state, "models": list(ready.profiles), "gpus": gpus})
         self._membership.update(record, models)
 

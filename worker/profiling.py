@@ -12,8 +12,9 @@ import numpy as np
 from symphony.profile import Profile
 from symphony.status import SymphonyError
 from worker.definition import Definition, DefinitionError
-from worker.device import Device
+from worker.device import Device, OutOfMemory
 from worker.loading import sampler
+from worker.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -77,8 +78,18 @@ def _continue(points: dict[int, float], max_batch: int) -> None:
     points[max_batch] = points[last] + slope * (max_batch - last)
 
 
-def profile_on(device: Device, definition: Definition, stop: Callable[[], bool] = lambda: False) -> Profile:
-    """The definition's profile, or one measured on the device; either way the model has run once.
+def profile_on(
+    device: Device,
+    key: str,
+    definition: Definition,
+    turns: Turns,
+    stop: Callable[[], bool] = lambda: False,
+) -> Profile:
+    """The definition's profile, or one measured on the device; either way every size has run once.
+
+    Args:
+        key: the copy on the device.
+        turns: asked before every run.
 
     Raises:
         DefinitionError: the model cannot execute its own samples, or has no profile and nobody can
@@ -98,8 +109,13 @@ def profile_on(device: Device, definition: Definition, stop: Callable[[], bool] 
 
     def run(size: int) -> int:
         try:
-            prepared = device.prepare(definition.name, [sample(rng) for _ in range(size)])
-            executed = device.run(definition.name, prepared, size)
+            prepared = device.prepare(key, [sample(rng) for _ in range(size)])
+            with turns.background(stop) as mine:
+                if not mine:
+                    raise Stopped("stopped while measuring latencies")
+                executed = device.collect(device.launch(key, prepared, size))
+        except (Stopped, OutOfMemory):
+            raise
         except Exception as error:
             raise DefinitionError(
                 f"model {definition.name!r}: a batch of {size} of its samples raised "
@@ -108,7 +124,8 @@ def profile_on(device: Device, definition: Definition, stop: Callable[[], bool] 
         return executed.finished_ns - executed.started_ns
 
     if given is not None:
-        run(1)
+        for size in sizes(definition.max_batch):
+            run(size)
         return given
     _log.info("%s: measuring latencies on %s", definition.name, device.gpu_type)
     profile = measure(run, definition.max_batch, round(definition.slo_ms * 1e6), stop)

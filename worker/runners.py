@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
-from symphony.profile import Profile
+from symphony.status import SymphonyError
 from symphony.wire import Tensors
 from worker.batch import Batch
+from worker.definition import Definition
 from worker.emulated import EmulatedGpus
-from worker.executor import Executor, Ready
+from worker.emulated_models import EmulatedModels
+from worker.executor import Executor
+from worker.holdings import Ready
 from worker.intake import Fetch, Intake
+from worker.lifecycle import Change
 
 
 class Runner(Protocol):
@@ -27,7 +32,16 @@ class Runner(Protocol):
         """Begin to load."""
 
     def ready(self) -> Ready | None:
-        """None while models load; raises what loading raised."""
+        """What serves; None while the first models load, and raises what loading one of them raised.
+
+        Another object as soon as something else serves.
+        """
+
+    def want(self, now: int, definitions: Sequence[Definition]) -> None:
+        """Hold these models and no others; of those whose files have changed, new versions."""
+
+    def changes(self) -> list[Change]:
+        """What has become of models since the last call."""
 
     def accept(self, batch: Batch, exec_at_ns: int, first_ns: int, last_ns: int) -> list[Fetch]:
         """Take in a batch with its planned start, first and last deadline; returns what to ask for."""
@@ -56,17 +70,27 @@ class EmulatedRunner:
 
     fd: int | None = None
 
-    def __init__(self, profiles: Mapping[str, Profile], gpu_type: str) -> None:
-        self._ready = Ready(dict(profiles), gpu_type, 0)
-        self._gpus = EmulatedGpus(profiles)
+    def __init__(self, definitions: Sequence[Definition], gpu_type: str, memory_mb: int = 0) -> None:
+        self._first = definitions
+        self._models = EmulatedModels(gpu_type, memory_mb)
+        self._gpus = EmulatedGpus(self._models.profiles)
         self.gpu_type = gpu_type
 
     def start(self) -> None:
-        """There is nothing to load."""
+        """Begin to load; what takes no time is there at once."""
+        self._models.want(time.monotonic_ns(), self._first)
 
     def ready(self) -> Ready | None:
-        """At once."""
-        return self._ready
+        """Once the first models have been there for their ``load_ms``."""
+        return self._models.ready()
+
+    def want(self, now: int, definitions: Sequence[Definition]) -> None:
+        """Each takes its ``load_ms``, one after the other."""
+        self._models.want(now, definitions)
+
+    def changes(self) -> list[Change]:
+        """What has become of models since the last call."""
+        return self._models.changes()
 
     def accept(self, batch: Batch, exec_at_ns: int, first_ns: int, last_ns: int) -> list[Fetch]:
         """Start it when its GPU is free; there is nothing to ask for."""
@@ -81,12 +105,13 @@ class EmulatedRunner:
         """A batch on a GPU goes on, whoever wanted it."""
 
     def advance(self, now: int) -> list[Batch]:
-        """Batches whose end has come."""
+        """Batches whose end has come, and loads."""
+        self._models.advance(now)
         return list(self._gpus.finish(now))
 
     def next_wakeup(self, now: int) -> int | None:
-        """The next end."""
-        return self._gpus.next_wakeup()
+        """The next end of a batch or a load."""
+        return earliest(self._gpus.next_wakeup(), self._models.next_wakeup())
 
     def failure(self) -> Exception | None:
         """Emulated GPUs do not break."""
@@ -115,11 +140,20 @@ class DeviceRunner:
         self._executor.start()
 
     def ready(self) -> Ready | None:
-        """Once every model is loaded and has its profile."""
+        """Once the first models are loaded and have their profiles."""
         return self._executor.ready()
+
+    def want(self, now: int, definitions: Sequence[Definition]) -> None:
+        """Loaded in a thread of its own."""
+        self._executor.want(definitions)
+
+    def changes(self) -> list[Change]:
+        """What has become of models since the last call."""
+        return self._executor.changes()
 
     def accept(self, batch: Batch, exec_at_ns: int, first_ns: int, last_ns: int) -> list[Fetch]:
         """Ask every frontend in the batch for its inputs."""
+        self._executor.reserve(batch)
         return self._intake.add(batch, exec_at_ns, first_ns, last_ns)
 
     def arrived(self, slots: Collection[int], message: Tensors, frames: Sequence[Any]) -> int:
@@ -137,18 +171,26 @@ class DeviceRunner:
             if batch.has_work():
                 self._executor.submit(batch)
             else:  # nothing is left to execute
+                self._executor.release(batch)
                 batch.started_ns = batch.finished_ns = now
                 finished.append(batch)
         return self._executor.finished() + finished
 
     def next_wakeup(self, now: int) -> int | None:
-        """When patience with a silent frontend ends."""
-        return self._intake.next_wakeup(now)
+        """When patience with a silent frontend, or with a batch on the device, ends."""
+        return earliest(self._intake.next_wakeup(now), self._executor.hang_due())
 
     def failure(self) -> Exception | None:
-        """The device is lost."""
+        """The device is lost, or a batch on it does not end."""
+        if self._executor.hangs(time.monotonic_ns()):
+            return SymphonyError("a batch hangs on the device")
         return self._executor.lost
 
     def close(self) -> bool:
         """After the batch that runs."""
         return self._executor.close()
+
+
+def earliest(*moments: int | None) -> int | None:
+    """The first of those that are known."""
+    return min((moment for moment in moments if moment is not None), default=None)

@@ -15,6 +15,7 @@ batch before runs; the compute stream waits for them by event, and events time t
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from symphony.tensors import BYTES
 from worker.definition import Definition, DefinitionError
-from worker.device import DeviceError, DeviceLost, Executed, Item, rows_of
+from worker.device import DeviceError, DeviceLost, Executed, Item, OutOfMemory, rows_of
 from worker.loading import call
 
 _PRECISION: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -80,8 +81,27 @@ class TorchDevice:
         self._compute = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._copy = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
-    def load(self, definition: Definition) -> None:
-        """Call the definition's loader. Raises DefinitionError."""
+    def free_bytes(self) -> int | None:
+        """What the driver reports as free, and on a CPU what the kernel could hand out."""
+        if self._cuda:
+            return int(torch.cuda.mem_get_info(self.device)[0])
+        return available_bytes()
+
+    def unload(self, key: str) -> None:
+        """Forget the module; on CUDA give its memory back to the driver."""
+        self._models.pop(key, None)
+        gc.collect()
+        if self._cuda:
+            torch.cuda.empty_cache()
+
+    def load(self, key: str, definition: Definition) -> None:
+        """Call the definition's loader. Raises DefinitionError, OutOfMemory."""
+        try:
+            self._models[key] = self._load(definition)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(f"model {definition.name!r}: {error}") from None
+
+    def _load(self, definition: Definition) -> _Model:
         module = call(definition, "loader", definition.loader, self.device, **definition.options)
         if not isinstance(module, nn.Module):
             raise DefinitionError(
@@ -95,17 +115,17 @@ class TorchDevice:
                     f"({spec.dtype} {spec.shape}): its module needs preprocess(items)"
                 )
         module = module.to(self.device, _PRECISION[definition.precision]).eval()
-        self._models[definition.name] = _Model(definition, module)
+        return _Model(definition, module)
 
-    def check(self, model: str, item: Item) -> None:
+    def check(self, key: str, item: Item) -> None:
         """The module's own ``check``, if it has one."""
-        own = getattr(self._models[model].module, "check", None)
+        own = getattr(self._models[key].module, "check", None)
         if own is not None:
             own(item)
 
-    def prepare(self, model: str, items: Sequence[Item]) -> _Prepared:
+    def prepare(self, key: str, items: Sequence[Item]) -> _Prepared:
         """Collate on the CPU; on CUDA start the copy and do not wait for it."""
-        definition, module = self._models[model]
+        definition, module = self._models[key]
         own = getattr(module, "preprocess", None)
         tensors: dict[str, Tensor] = own(items) if own is not None else _stack(definition, items)
         wanted = _PRECISION[definition.precision]
@@ -121,9 +141,9 @@ class TorchDevice:
             copied.record(self._copy)
         return _Prepared(there, list(pinned.values()), copied)
 
-    def run(self, model: str, prepared: _Prepared, count: int) -> Executed:
+    def launch(self, key: str, prepared: _Prepared, count: int) -> Executed:
         """Forward, copy back, post-process."""
-        definition, module = self._models[model]
+        definition, module = self._models[key]
         try:
             with torch.inference_mode():
                 run = self._run_cuda if self._cuda else self._run_cpu
@@ -131,10 +151,16 @@ class TorchDevice:
                 own = getattr(module, "postprocess", None)
                 arrays: Mapping[str, npt.NDArray[Any]]
                 arrays = own(outputs) if own is not None else {k: _to_numpy(t) for k, t in outputs.items()}
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(str(error)) from None
         except torch.AcceleratorError as error:
             raise DeviceLost(f"{self.device}: {error}") from error
         rows = rows_of(definition, arrays, count)
         return Executed(rows, started, time.monotonic_ns())
+
+    def collect(self, launched: Executed) -> Executed:
+        """It is all there."""
+        return launched
 
     def _run_cpu(
         self, definition: Definition, module: nn.Module, prepared: _Prepared
@@ -158,6 +184,16 @@ class TorchDevice:
             end.record(self._compute)
             end.synchronize()
         return host, time.monotonic_ns() - round(start.elapsed_time(end) * 1e6)
+
+
+def available_bytes() -> int | None:
+    """What Linux could hand out without swapping; None elsewhere."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError, ValueError):
+        return None
 
 
 def _stack(definition: Definition, items: Sequence[Item]) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ def command(path: Path | None, worker_id: str | None, models: tuple[str, ...], *
     )
     if entry.device == "emulated":
         be_prompt()  # it stands for GPUs, which wait for no other process
-    worker = Worker(settings, make_runner(entry, definitions), definitions)
+    worker = Worker(settings, make_runner(entry, definitions))
     stop_on_signals(worker.stop)
     keep_collector_out()
     try:

@@ -50,26 +50,36 @@ class FakeDevice:
         self.entered = 0
         self.sizes: list[int] = []
         self.prepared: list[int] = []
-        self._definitions: dict[str, Definition] = {}
+        self.free: int | None = None
+        self.definitions: dict[str, Definition] = {}
 
-    def load(self, definition: Definition) -> None:
-        self._definitions[definition.name] = definition
+    def free_bytes(self) -> int | None:
+        return self.free
 
-    def check(self, model: str, item: Item) -> None:
+    def load(self, key: str, definition: Definition) -> None:
+        self.definitions[key] = definition
+
+    def unload(self, key: str) -> None:
+        self.definitions.pop(key, None)
+
+    def check(self, key: str, item: Item) -> None:
         if (item["x"] == 13).any():
             raise InvalidRequest("13 is not a number that this model takes")
 
-    def prepare(self, model: str, items: Sequence[Item]) -> Any:
+    def prepare(self, key: str, items: Sequence[Item]) -> Any:
         self.prepared.append(len(items))
         return np.stack([item["x"] for item in items])
 
-    def run(self, model: str, prepared: Any, count: int) -> Executed:
+    def launch(self, key: str, prepared: Any, count: int) -> Executed:
         self.entered += 1
         assert self.gate.wait(30)
         self.sizes.append(count)
         started = time.monotonic_ns()
-        outputs = rows_of(self._definitions[model], {"y": np.asarray(self.function(prepared))}, count)
+        outputs = rows_of(self.definitions[key], {"y": np.asarray(self.function(prepared))}, count)
         return Executed(outputs, started, time.monotonic_ns())
+
+    def collect(self, launched: Executed) -> Executed:
+        return launched
 
 
 def runner(device: FakeDevice, *definitions: Definition) -> DeviceRunner:

@@ -236,7 +236,7 @@ def running(
         gpus=gpus,
         drain_s=drain_s,
     )
-    worker = Worker(settings, runner, definitions)
+    worker = Worker(settings, runner)
     errors: list[BaseException] = []
 
     def run() -> None:

@@ -18,7 +18,8 @@ from symphony.status import Status
 from worker.batch import Batch, Payload
 from worker.definition import Definition, DefinitionError
 from worker.device import DeviceError, DeviceLost, open_device
-from worker.executor import Executor, Ready
+from worker.executor import Executor
+from worker.holdings import Ready
 
 
 @contextmanager

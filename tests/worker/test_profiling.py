@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from worker.definition import DefinitionError
 from worker.profiling import Stopped, measure, profile_on, sizes
+from worker.turns import Turns
 
 MS = 1_000_000
 
@@ -62,23 +63,23 @@ def test_stopping_is_noticed_between_runs() -> None:
         measure(lambda b: MS, 4, 10**9, stop=lambda: True)
 
 
-def test_a_given_profile_is_taken_and_the_model_tried_once() -> None:
+def test_a_given_profile_is_taken_and_every_size_tried_once() -> None:
     device, given = FakeDevice(), definition()
-    device.load(given)
-    assert profile_on(device, given) == given.given_profile()
-    assert device.sizes == [1]
+    device.load("double#1", given)
+    assert profile_on(device, "double#1", given, Turns()) == given.given_profile()
+    assert device.sizes == [1, 2, 4, 8, 16, 32]
 
 
 def test_without_a_profile_it_is_measured() -> None:
     device, without = FakeDevice(), definition(profile=None, max_batch=4)
-    device.load(without)
-    assert profile_on(device, without).max_batch == 4
+    device.load("double#1", without)
+    assert profile_on(device, "double#1", without, Turns()).max_batch == 4
     assert set(device.sizes) == {1, 2, 4}
 
 
 def test_a_model_whose_inputs_nobody_can_make_up_needs_a_profile() -> None:
     text = [{"name": "x", "dtype": "BYTES", "shape": []}]
     device, without = FakeDevice(), definition(profile=None, inputs=text)
-    device.load(without)
+    device.load("double#1", without)
     with pytest.raises(DefinitionError, match=r"model 'double': give it a profile, or samples"):
-        profile_on(device, without)
+        profile_on(device, "double#1", without, Turns())

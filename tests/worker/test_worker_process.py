@@ -41,9 +41,13 @@ def answered(frontend: FakeFrontend, keys: list[int]) -> Any:
 
 def emulated(peers: FakePeers, gpus: int = 8, profile: Profile | None = None) -> Any:
     model = load_definition("resnet50-emulated")
-    given = profile or model.given_profile()
-    assert given is not None
-    return running(peers, EmulatedRunner({"resnet50": given}, "emulated"), [model], gpus=gpus)
+    if profile is not None:
+        points = {size: ns / 1e6 for size, ns in enumerate(profile.latency_ns, 1)}
+        model = load_definition(
+            {"name": "resnet50", "slo_ms": 100, "max_batch": len(points), "loader": "emulated"}
+            | {"profile": {"points": points}}
+        )
+    return running(peers, EmulatedRunner([model], "emulated"), [model], gpus=gpus)
 
 
 # -- a real device ---------------------------------------------------------------------------------
@@ -329,7 +333,7 @@ def test_what_does_not_finish_within_the_bound_is_unavailable(peers: FakePeers) 
 
 def test_stopping_before_there_is_a_broker_ends_at_once() -> None:
     settings = Settings("w", "shard-0", *(f"tcp://127.0.0.1:{port}" for port in (9, 10, 11)))
-    worker = Worker(settings, EmulatedRunner({}, "emulated"), [])
+    worker = Worker(settings, EmulatedRunner([], "emulated"))
     worker.stop()
     worker.run()
     worker.stop()  # once more does no harm

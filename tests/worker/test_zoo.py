@@ -268,9 +268,9 @@ def test_a_users_module_without_any_hooks_is_served(tmp_path: Any) -> None:
     for precision in ("float32", "bfloat16"):
         definition = linear(tmp_path, body, precision=precision)
         device = TorchDevice("cpu")
-        device.load(definition)
+        device.load("linear", definition)
         items = [{"x": np.array([1, 2, 3], dtype=np.float32)}] * 2
-        executed = device.run("linear", device.prepare("linear", items), 2)
+        executed = device.collect(device.launch("linear", device.prepare("linear", items), 2))
         assert executed.outputs["y"].dtype == np.float32
         assert executed.outputs["y"].tolist() == [[2, 4]] * 2
 
@@ -290,7 +290,7 @@ def test_what_a_loader_must_return(tmp_path: Any, body: str, change: dict[str, A
     from worker.torch_device import TorchDevice
 
     with pytest.raises(DefinitionError, match=message):
-        TorchDevice("cpu").load(linear(tmp_path, body, **change))
+        TorchDevice("cpu").load("linear", linear(tmp_path, body, **change))
 
 
 def test_a_cuda_device_that_is_not_there_is_explained() -> None:
@@ -312,8 +312,8 @@ def test_cuda_gives_the_same_answers_as_the_cpu(name: str) -> None:
     items = [sample(rng) for _ in range(8)]
     found = []
     for device in (TorchDevice("cpu"), TorchDevice("cuda:0")):
-        device.load(definition)
-        executed = device.run(name, device.prepare(name, items), 8)
+        device.load(name, definition)
+        executed = device.collect(device.launch(name, device.prepare(name, items), 8))
         assert executed.finished_ns > executed.started_ns
         found.append(executed.outputs)
     for spec in definition.outputs:
