@@ -143,7 +143,7 @@ class CommandActuator:
         running.errors += _available(running.process.stderr.fileno(), MAX_OUTPUT - len(running.errors))
 
     def _end(self, running: _Running) -> None:
-        """Close its pipes; kill it with its children if it still runs (what it left behind on purpose stays)."""
+        """Close its pipes; if it still runs, kill it with its children (what it left on purpose stays)."""
         process = running.process
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
