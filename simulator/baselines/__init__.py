@@ -1,4 +1,4 @@
-"""Schedulers of other publications, each from its own text.
+"""Schedulers of other publications, each by its rules as far as they could be looked up.
 
 ``eager`` and ``timeout`` need no module here: they are policies of the scheduling core.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from simulator.experiment import ExperimentError
@@ -33,11 +34,11 @@ def _replanned(cluster: Cluster, text: str) -> System:
     return Nexus(cluster, epoch)
 
 
-def _shepherd(cluster: Cluster, text: str) -> System:
+def _shepherd(cluster: Cluster, text: str, from_head: bool = False) -> System:
     threshold = float(text) if text else LAMBDA
     if threshold <= 1:
         raise ValueError(text)
-    return Shepherd(cluster, threshold)
+    return Shepherd(cluster, threshold, from_head)
 
 
 _MAKERS: Final[dict[str, Callable[[Cluster, str], System]]] = {
@@ -45,9 +46,16 @@ _MAKERS: Final[dict[str, Callable[[Cluster, str], System]]] = {
     "nexus": _nexus,
     "nexus-replanned": _replanned,
     "shepherd": _shepherd,
+    "shepherd-head": partial(_shepherd, from_head=True),
 }
 
-BASELINES: Final = ("clockwork[:LARGEST_BATCH]", "nexus", "nexus-replanned[:EPOCH_S]", "shepherd[:LAMBDA]")
+BASELINES: Final = (
+    "clockwork[:LARGEST_BATCH]",
+    "nexus",
+    "nexus-replanned[:EPOCH_S]",
+    "shepherd[:LAMBDA]",
+    "shepherd-head[:LAMBDA]",
+)
 """How their names are written; what stands in brackets is optional."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import insort
 from collections import deque
 
@@ -11,7 +12,7 @@ Request = tuple[int, int]
 """(finish-by in ns, key); finish-by = deadline − result latency − margin."""
 
 
-class Base:
+class Base(ABC):
     """State and bookkeeping; a baseline adds its rule in :meth:`decide`.
 
     A batch is decided so that its inputs reach the GPU just when that becomes free: ``control +
@@ -30,6 +31,16 @@ class Base:
         ]  # number, start, length
         self.number = 0
         self.wake = NEVER
+        self.expires = NEVER  # no head of a queue expires if a GPU is free for it by then
+        self.order = self._fast_first()
+        self.fastest = [min(table[0] for table in model.latency) for model in cluster.models]
+        self.one_type = len(set(cluster.gpu_type)) == 1
+
+    def _fast_first(self) -> list[int]:
+        """GPUs by speed of their type (mean over the models of what a batch takes), then by number."""
+        kinds = range(len(self.cluster.models[0].latency)) if self.cluster.models else range(0)
+        slow = [sum(model.latency[kind][-1] for model in self.cluster.models) for kind in kinds]
+        return sorted(range(len(self.free)), key=lambda gpu: (slow[self.cluster.gpu_type[gpu]], gpu))
 
     def submit(self, now: int, model: int, deadline: int, key: int) -> None:
         """A request arrives."""
@@ -40,6 +51,7 @@ class Base:
         else:
             queue.append((finish, key))
         self.queued += 1
+        self.expires = min(self.expires, finish - self.fastest[model])
         self.decide(now)
 
     def complete(self, now: int, gpu: int, number: int, finished: int) -> None:
@@ -61,9 +73,9 @@ class Base:
         """As the last :meth:`decide` set it."""
         return self.wake
 
+    @abstractmethod
     def decide(self, now: int) -> None:
         """Send, drop and preempt; set ``wake``, later than now."""
-        raise NotImplementedError
 
     def latency(self, model: int, gpu: int, size: int) -> int:
         """l(size) of the model on that GPU, ns."""
@@ -77,18 +89,22 @@ class Base:
         """When a batch that is sent now would start."""
         return max(now + self.lead(size), self.free[gpu])
 
-    def earliest(self, now: int) -> int:
-        """The lowest-numbered GPU that is free; else the one that is free first.
+    def candidates(self, now: int) -> list[int]:
+        """GPUs to look at, best first: the lowest-numbered free one, else the one that is free first.
 
         The publications do not say which of several free GPUs is taken; the lowest uses the fewest.
+        With several types the fastest free GPU comes first, and all GPUs are candidates: what one
+        type cannot serve in time another may.
         """
-        best = 0
-        for gpu, free in enumerate(self.free):
-            if free <= now:
-                return gpu
-            if free < self.free[best]:
-                best = gpu
-        return best
+        if self.one_type:
+            best = 0
+            for gpu, free in enumerate(self.free):
+                if free <= now:
+                    return [gpu]
+                if free < self.free[best]:
+                    best = gpu
+            return [best]
+        return sorted(self.order, key=lambda gpu: max(self.free[gpu], now))
 
     def send(self, now: int, model: int, gpu: int, first: int, size: int, latest: int = NEVER) -> int:
         """Send ``size`` requests of the queue from position ``first``; returns the batch's number."""
@@ -112,14 +128,21 @@ class Base:
         self.queued -= size
 
     def drop_expired(self, now: int) -> None:
-        """Give up what could not end in time even alone on the GPU that is free first."""
-        gpu = self.earliest(now)
-        start = self.start(now, gpu, 1)
+        """Give up what could not end in time even alone on the GPU where it would end first."""
+        starts: dict[int, int] = {}
+        for gpu in self.candidates(now):
+            starts.setdefault(self.cluster.gpu_type[gpu], self.start(now, gpu, 1))
+        if max(starts.values()) <= self.expires:
+            return
+        self.expires = NEVER
         for model, queue in enumerate(self.queues):
             if queue:
-                ends = start + self.latency(model, gpu, 1)
+                latency = self.cluster.models[model].latency
+                ends = min([start + latency[kind][0] for kind, start in starts.items()])
                 n = 0
                 while n < len(queue) and queue[n][0] < ends:
                     n += 1
                 if n:
                     self.drop(model, n)
+                if queue:
+                    self.expires = min(self.expires, queue[0][0] - self.fastest[model])

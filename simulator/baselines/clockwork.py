@@ -1,23 +1,27 @@
 """Clockwork: a central controller that plans every GPU's next action and rejects the rest in advance.
 
-Source: Gujarati et al., "Serving DNNs like Clockwork: Performance Predictability from the Bottom Up",
-OSDI 2020, sections 4 and 5.
+Source: the controller of the published system (Gujarati et al., "Serving DNNs like Clockwork",
+OSDI 2020), as its program has it: schedulers INFER5 (``infer5_scheduler.cpp``) and INFER4, read in
+mirrors of the authors' repository. The paper's own text was not at hand.
 
-Rule. A GPU runs one action at a time, in a window of time that the controller sets; the worker
-discards an action that cannot start in its window. Batches have 1, 2, 4, 8 or 16 requests. For each
-model and batch size that is no larger than its queue there is a strategy, whose required start is the
-head's deadline less the batch's latency. Whenever a GPU has less work outstanding than the
-controller schedules ahead, the strategy with the earliest required start that can still be met on
-that GPU is taken (so the largest feasible batch of a model comes before its smaller ones). Work-
-conserving: a free GPU never waits for a batch to grow. A request that cannot be met even alone on the
-GPU that is free first is rejected at once.
+Rule. A batch has 1, 2, 4, 8 or 16 requests. Each model has one queue per size, and from the queue of
+size b those requests are taken out that could not end in time in a batch of b started when the GPU is
+free; so the queue of b begins behind requests that still are in the queues of smaller sizes. The
+largest size whose queue can fill it is the one that runs, with the first b of its queue; requests
+before the last of them leave all queues and are lost. Among models, the strategy with the earliest
+required start (deadline of its queue's head less the batch's latency) goes first. Work-conserving: a
+free GPU never waits for a batch to grow. A request that cannot be met even alone is rejected at once.
+An action has a latest start, and the worker discards it, unexecuted, after that.
 
 Choices in its favour: all models are in GPU memory, so there are no LOAD actions; an action is
-scheduled as late as its transfer allows and not 5 ms ahead, so batches are formed with more
-knowledge; ``clockwork:N`` allows batches of powers of two up to N, beyond the published 16.
+scheduled as late as its transfer allows and not 10 ms ahead, so batches are formed with more
+knowledge; deadlines are not taken 5 ms early, as the program does; its estimates are the profiles
+themselves; ``clockwork:N`` allows batches of powers of two up to N, beyond the published 16.
 """
 
 from __future__ import annotations
+
+from bisect import bisect_left
 
 from simulator.system import NEVER, Cluster
 
@@ -32,45 +36,55 @@ class Clockwork(Base):
     def __init__(self, cluster: Cluster, largest: int = PUBLISHED_LARGEST) -> None:
         super().__init__(cluster)
         self.sizes = [1 << i for i in range(largest.bit_length()) if 1 << i <= largest]
-        self.most_lead = self.lead(self.sizes[-1])
 
     def decide(self, now: int) -> None:
         """Give every GPU that is open its next action."""
         self.wake = NEVER
         while self.queued:
-            gpu = self.earliest(now)
-            opens = self.free[gpu] - self.most_lead
-            if opens > now:
-                self.wake = opens
-                return
             self.drop_expired(now)
-            found = self.strategy(now, gpu)
-            if found is None:
-                # Nothing fits this GPU; expired requests have gone, so the queues are empty or the
-                # GPU is slower than another: look again when the head of a queue has expired.
-                self.wake = min((q[0][0] for q in self.queues if q), default=NEVER)
-                self.wake = max(self.wake, now + 1)
+            for gpu in self.candidates(now):
+                opens = self.free[gpu] - self.lead(self.sizes[-1])
+                if opens > now:
+                    self.wake = min(self.wake, opens)
+                    return
+                found = self.strategy(now, gpu)
+                if found is None:
+                    continue  # a slower GPU than the one for which what waits is kept
+                _, model, size, first = found
+                opens = self.free[gpu] - self.lead(size)
+                if opens > now:
+                    self.wake = min(self.wake, opens)
+                    return
+                latest = self.queues[model][first][0] - self.latency(model, gpu, size)
+                self.drop(model, first)
+                self.send(now, model, gpu, 0, size, latest=latest)
+                break
+            else:
+                heads = [queue[0][0] for queue in self.queues if queue]
+                self.wake = max(now + 1, min(heads, default=NEVER))
                 return
-            required, model, size = found
-            opens = self.free[gpu] - self.lead(size)
-            if opens > now:
-                self.wake = opens
-                return
-            self.send(now, model, gpu, 0, size, latest=required)
 
-    def strategy(self, now: int, gpu: int) -> tuple[int, int, int] | None:
-        """The strategy to take on that GPU: (required start, model, size); ties go to the lowest model."""
-        best: tuple[int, int, int] | None = None
+    def strategy(self, now: int, gpu: int) -> tuple[int, int, int, int] | None:
+        """The strategy to take on that GPU: (required start, model, size, position of its first request).
+
+        Ties go to the lowest model.
+        """
+        best: tuple[int, int, int, int] | None = None
         for model, queue in enumerate(self.queues):
             if not queue:
                 continue
             most = min(len(queue), self.cluster.models[model].max_batch)
+            required = NEVER
+            chosen: tuple[int, int] | None = None
             for size in reversed(self.sizes):
                 if size > most:
                     continue
-                required = queue[0][0] - self.latency(model, gpu, size)
-                if self.start(now, gpu, size) <= required:
-                    if best is None or required < best[0]:
-                        best = (required, model, size)
-                    break
+                length = self.latency(model, gpu, size)
+                first = bisect_left(queue, (self.start(now, gpu, size) + length, 0))
+                if chosen is None and len(queue) - first >= size:
+                    chosen = size, first
+                if chosen is not None and first < len(queue):
+                    required = min(required, queue[first][0] - length)
+            if chosen is not None and (best is None or required < best[0]):
+                best = required, model, *chosen
         return best

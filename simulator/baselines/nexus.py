@@ -1,30 +1,34 @@
 """Nexus: a plan of sessions on GPUs with duty cycles, queues at the GPUs, early drop.
 
 Source: Shen et al., "Nexus: A GPU Cluster Engine for Accelerating DNN-Based Video Analysis",
-SOSP 2019, sections 5.3 (batch-aware dispatch: early drop), 6.1 (squishy bin packing) and 6.2.
+SOSP 2019, as the authors' program has it (uwsampl/nexus: ``GetBatchTask`` of ``model_exec.cpp``,
+``gpu_executor.cpp``, ``model_handler.cpp``, ``scheduler.cpp``). The paper's own text was not at hand.
 
 Rule. The plan (:mod:`.squishy`) says which sessions share a GPU, each with a batch size. Requests go to
 the GPUs of their session in proportion to the planned rates. A GPU runs its sessions in turn. When a
 session's turn comes, a window of the planned batch size slides over its queue until the window's
-first request could still be met with the whole batch; the requests before it are dropped (early drop).
+first request could still be met with the whole batch; the requests before it are dropped (early
+drop). At the end of a queue the window is what is there; a session without requests gives up its
+turn, and nobody waits for the end of a duty cycle.
 
 Static: one plan, for the mean rates that the experiment states. Re-planned: a new plan every epoch for
-the rates measured in the last one.
+the rates measured in the last one. GPUs of several types: placed one by one (:func:`.squishy.assign`).
 
 Choices in its favour: the plan is for the largest multiple of the load that fits the GPUs, so none
-is idle by plan and the excess of an overload is spread; the mean rates are known exactly; a session
-whose queue is empty gives up its turn, and nobody waits for the end of a duty cycle; at the end of a
-queue the window takes what is there; a new plan takes effect at once, costs no loading of models, and
-what waits goes to the new places; epochs are 10 s instead of 30–60 s.
+is idle by plan and the excess of an overload is spread; the mean rates are known exactly; requests
+are spread evenly (the program's round robin with quanta for 200 ms, without its randomness); a new
+plan takes effect at once, costs no loading of models, and what waits goes to the new places; epochs
+are 10 s, the program's shortest, instead of 30 s.
 """
 
 from __future__ import annotations
 
+import heapq
+
 from simulator.system import NEVER, Cluster
-from symphony.status import SymphonyError
 
 from .base import Base, Request
-from .squishy import Session, plan
+from .squishy import Node, Session, plan, plan_types
 
 EPOCH_S = 10.0
 
@@ -45,30 +49,39 @@ class Nexus(Base):
 
     def __init__(self, cluster: Cluster, epoch_s: float | None = None) -> None:
         super().__init__(cluster)
-        if len(set(cluster.gpu_type)) > 1:
-            raise SymphonyError("nexus plans for GPUs of one type only")
         self.epoch = None if epoch_s is None else round(epoch_s * 1e9)
         self.next_plan = NEVER
         self.arrived = [0] * len(cluster.models)
         self.backends: list[_Backend] = []
+        self.due: list[tuple[int, int]] = []  # when a GPU with requests should be looked at
         self.routes: list[list[tuple[int, float]]] = []
         self.credit: list[list[float]] = []
         self._plan([model.rate for model in cluster.models])
 
-    def _plan(self, rates: list[float]) -> None:
-        """Make a plan for these rates and move what waits to its new places."""
-        kind = self.cluster.gpu_type[0]
+    def _nodes(self, rates: list[float]) -> list[Node | None]:
         around = self.cluster.control + self.cluster.result + self.cluster.margin
         sessions = [
-            Session(i, max(rate, 1e-3), model.slo - around, model.latency[kind], self.cluster.data)
+            [
+                Session(i, max(rate, 1e-3), model.slo - around, table, self.cluster.data)
+                for table in model.latency
+            ]
             for i, (model, rate) in enumerate(zip(self.cluster.models, rates, strict=True))
         ]
+        if self.one_type:
+            kind = self.cluster.gpu_type[0]
+            return list(plan([kinds[kind] for kinds in sessions], len(self.cluster.gpu_type)))
+        return plan_types(sessions, self.cluster.gpu_type)
+
+    def _plan(self, rates: list[float]) -> None:
+        """Make a plan for these rates and move what waits to its new places."""
         waiting = [(r, m) for backend in self.backends for m in backend.models for r in backend.queue[m]]
         self.backends = [_Backend() for _ in self.cluster.gpu_type]
+        self.due = []
+        self.queued = 0
         self.routes = [[] for _ in self.cluster.models]
-        for gpu, node in enumerate(plan(sessions, len(self.backends))):
-            backend = self.backends[gpu]
-            for share in node.shares:
+        for gpu, node in enumerate(self._nodes(rates)):
+            for share in node.shares if node is not None else ():
+                backend = self.backends[gpu]
                 model = share.session.model
                 backend.models.append(model)
                 backend.batch[model] = share.batch
@@ -84,17 +97,20 @@ class Nexus(Base):
         if not routes:
             self.decisions.dropped.append(request[1])
             return -1
-        credit = self.credit[model]
-        total = 0.0
-        for i, (_, rate) in enumerate(routes):
-            credit[i] += rate
-            total += rate
-        chosen = max(range(len(routes)), key=credit.__getitem__)
-        credit[chosen] -= total
+        chosen = 0
+        if len(routes) > 1:
+            credit = self.credit[model]
+            total = 0.0
+            for i, (_, rate) in enumerate(routes):
+                credit[i] += rate
+                total += rate
+            chosen = max(range(len(routes)), key=credit.__getitem__)
+            credit[chosen] -= total
         gpu = routes[chosen][0]
         backend = self.backends[gpu]
         backend.queue[model].append(request)
         backend.queued += 1
+        self.queued += 1
         return gpu
 
     def submit(self, now: int, model: int, deadline: int, key: int) -> None:
@@ -105,7 +121,6 @@ class Nexus(Base):
         gpu = self._route(model, (deadline - self.cluster.result - self.cluster.margin, key))
         if gpu >= 0:
             self._turns(now, gpu)
-        self._set_wake(now)
 
     def complete(self, now: int, gpu: int, number: int, finished: int) -> None:
         """The free time is corrected, and the next turn may begin."""
@@ -113,26 +128,23 @@ class Nexus(Base):
         while out and out[0][0] <= number:
             out.popleft()
         self.free[gpu] = finished if not out else self.free[gpu]
-        self.decide(now)
+        self._turns(now, gpu)
+
+    def next_wakeup(self) -> int:
+        """The next turn of any GPU, or the next plan while anything waits."""
+        due = self.due[0][0] if self.due else NEVER
+        return min(due, self.next_plan) if self.queued else due
 
     def decide(self, now: int) -> None:
-        """A new plan when an epoch has ended; then every GPU's turns."""
+        """A new plan when an epoch has ended; turns that are due."""
         if now >= self.next_plan and self.epoch is not None:
             self._plan([n / self.epoch * 1e9 for n in self.arrived])
             self.arrived = [0] * len(self.arrived)
-            self.next_plan = now + self.epoch if any(b.queued for b in self.backends) else NEVER
-        for gpu, backend in enumerate(self.backends):
-            if backend.queued:
+            self.next_plan = now + self.epoch if self.queued else NEVER
+            for gpu in range(len(self.backends)):
                 self._turns(now, gpu)
-        self._set_wake(now)
-
-    def _set_wake(self, now: int) -> None:
-        self.wake = self.next_plan if any(b.queued for b in self.backends) else NEVER
-        for gpu, backend in enumerate(self.backends):
-            if backend.queued:
-                model = self._next(backend)
-                opens = self.free[gpu] - self.lead(min(len(backend.queue[model]), backend.batch[model]))
-                self.wake = min(self.wake, max(opens, now + 1))
+        while self.due and self.due[0][0] <= now:
+            self._turns(now, heapq.heappop(self.due)[1])
 
     def _next(self, backend: _Backend) -> int:
         """The model whose turn it is: the next one that has requests."""
@@ -151,19 +163,21 @@ class Nexus(Base):
             model = self._next(backend)
             queue = backend.queue[model]
             want = backend.batch[model]
-            if self.free[gpu] > now + self.lead(min(len(queue), want)):
+            opens = self.free[gpu] - self.lead(min(len(queue), want))
+            if opens > now:
+                heapq.heappush(self.due, (opens, gpu))
                 return
             first = self.early_drop(now, gpu, model, queue, want)
             if first:
                 self.decisions.dropped += [key for _, key in queue[:first]]
                 del queue[:first]
                 backend.queued -= first
+                self.queued -= first
             size = min(len(queue), want)
             if size:
                 backend.queued -= size
                 self.queues[model] = queue  # send() takes from there
                 self.send(now, model, gpu, 0, size)
-                backend.queue[model] = self.queues[model]
             backend.turn += 1
 
     def early_drop(self, now: int, gpu: int, model: int, queue: list[Request], want: int) -> int:

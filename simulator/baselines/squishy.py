@@ -1,13 +1,22 @@
 """Squishy bin packing: Nexus' plan of which sessions share which GPU, with which batch and duty cycle.
 
 Source: Shen et al., "Nexus: A GPU Cluster Engine for Accelerating DNN-Based Video Analysis",
-SOSP 2019, section 6.1, algorithm 1.
+SOSP 2019, as the authors' program has it (uwsampl/nexus: ``ComputeBatchSize``, ``PrepareLoadModel``
+and ``UpdateCycle`` of ``backend_delegate.cpp``, ``GetMaxBatch`` of ``model_db.cpp``).
+
+A session whose load saturates GPUs gets whole ones, with the largest B for which 2·l(B) ≤ budget. What
+is left, and a session below one GPU, gets the largest b with (b − 1)/rate + l(b) ≤ budget and a duty
+cycle of min(b/rate, budget − l(b)). Nodes with such residues are merged, best fit, the fullest first:
+the shorter cycle holds for both, each batch is what arrives in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+Plan = TypeVar("Plan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +32,18 @@ class Session:
     latency: Sequence[int]
     data: int = 0
 
-    def largest(self, spare: float) -> int:
-        """Largest b with l(b) + b·data ≤ spare; 0 if there is none."""
+    def whole(self) -> int:
+        """Largest b with 2·l(b) ≤ budget: a request waits for one batch and runs in the next."""
         best = 0
-        for b, length in enumerate(self.latency, 1):
-            if length + b * self.data <= spare:
-                best = b
+        for size, length in enumerate(self.latency, 1):
+            if 2 * length + size * self.data > self.budget:
+                break
+            best = size
         return best
+
+    def peak(self, batch: int) -> float:
+        """Requests/s of a GPU that runs nothing but such batches."""
+        return batch / self.latency[batch - 1] * 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,27 +69,21 @@ class Node:
 
 
 def pack(sessions: Sequence[Session]) -> list[Node]:
-    """Plan GPUs for all sessions: whole ones first, then the residues merged best fit, largest first."""
+    """Plan GPUs of one type for all sessions: whole ones first, then the residues, merged."""
     nodes: list[Node] = []
     residues: list[Node] = []
     for session in sessions:
         if session.rate <= 0:
             continue
-        # A whole GPU: a request waits for one batch and runs in the next, so 2·l(B) ≤ budget.
-        b = 0
-        for size, length in enumerate(session.latency, 1):
-            if 2 * length + size * session.data <= session.budget:
-                b = size
-        whole = 0
+        b = session.whole()
         rest = session.rate
         if b:
-            peak = b / session.latency[b - 1] * 1e9
+            peak = session.peak(b)
             whole = int(session.rate / peak + 1e-9)
             rest = max(0.0, session.rate - whole * peak)
-            duty = float(session.latency[b - 1])
-            nodes += [Node(duty, (Share(session, peak, b),)) for _ in range(whole)]
+            nodes += [full(session)] * whole
         if rest > 1e-9 * session.rate:
-            residues.append(_residue(session, rest))
+            residues.append(residue(session, rest))
     packed: list[Node] = []
     for node in sorted(residues, key=lambda node: -node.occupancy):
         best: Node | None = None
@@ -91,17 +99,22 @@ def pack(sessions: Sequence[Session]) -> list[Node]:
     return nodes + packed
 
 
-def _residue(session: Session, rate: float) -> Node:
-    """A node for a load below one GPU: the largest b with l(b) + b/rate ≤ budget, duty cycle b/rate."""
+def full(session: Session) -> Node:
+    """A GPU that the session has for itself."""
+    b = session.whole()
+    return Node(float(session.latency[b - 1]), (Share(session, session.peak(b), b),))
+
+
+def residue(session: Session, rate: float) -> Node:
+    """A node for a load below one GPU."""
     best = 1
     for b, length in enumerate(session.latency, 1):
-        if length + b * session.data + b / rate * 1e9 <= session.budget:
-            best = b
-    duty = best / rate * 1e9
-    # A single request per cycle is never worth waiting for: the cycle is what the objective allows.
-    if best == 1:
-        duty = max(min(duty, float(session.budget - session.latency[0])), float(session.latency[0]))
-    return Node(duty, (Share(session, rate, best),))
+        if length + b * session.data + (b - 1) / rate * 1e9 > session.budget:
+            break
+        best = b
+    length = session.latency[best - 1]
+    duty = min(best / rate * 1e9, float(session.budget - length - best * session.data))
+    return Node(max(duty, float(length)), (Share(session, rate, best),))
 
 
 def merge(one: Node, two: Node) -> Node | None:
@@ -111,7 +124,7 @@ def merge(one: Node, two: Node) -> Node | None:
     busy = 0
     for share in (*one.shares, *two.shares):
         session = share.session
-        batch = max(1, -int(-(duty * share.rate / 1e9 - 1e-9) // 1))
+        batch = max(1, -int(-(duty * share.rate / 1e9 - 1e-3) // 1))
         if batch > len(session.latency):
             return None
         length = session.latency[batch - 1]
@@ -122,19 +135,99 @@ def merge(one: Node, two: Node) -> Node | None:
     return Node(duty, tuple(shares)) if busy <= duty else None
 
 
+def assign(sessions: Sequence[Sequence[Session]], gpu_type: Sequence[int]) -> list[Node | None] | None:
+    """Place sessions on GPUs of several types one by one, the largest rate first.
+
+    ``sessions[m][k]``: model m as it runs on type k. As the authors' ``FindBestBackend`` has it: while
+    no GPU can take all that is left of a session, the one that takes most of it; then the one that is
+    fullest with it. Ties go to the lowest-numbered GPU.
+
+    Returns:
+        A node per GPU (None: idle), or None if not everything can be placed.
+    """
+    nodes: list[Node | None] = [None] * len(gpu_type)
+    for kinds in sorted(sessions, key=lambda kinds: -kinds[0].rate):
+        rest = kinds[0].rate
+        holds: set[int] = set()
+        while rest > 1e-6 * kinds[0].rate:
+            most: tuple[float, int, Node] | None = None
+            fullest: tuple[float, int, Node] | None = None
+            alike: set[tuple[int, int]] = set()
+            for gpu, kind in enumerate(gpu_type):
+                present = nodes[gpu]
+                if gpu in holds or (kind, id(present)) in alike:
+                    continue
+                alike.add((kind, id(present)))
+                node, taken = _with(present, kinds[kind], rest)
+                if node is None:
+                    continue
+                if most is None or taken > most[0]:
+                    most = taken, gpu, node
+                if taken >= rest and (fullest is None or node.occupancy > fullest[0]):
+                    fullest = node.occupancy, gpu, node
+            if most is None:
+                return None
+            taken, gpu, node = most if fullest is None else (rest, fullest[1], fullest[2])
+            nodes[gpu] = node
+            holds.add(gpu)
+            rest -= taken
+    return nodes
+
+
+def _with(present: Node | None, session: Session, rate: float) -> tuple[Node | None, float]:
+    """The GPU with as much of the session as goes there, and how much that is."""
+    b = session.whole()
+    if session.latency[0] + session.data > session.budget:
+        return None, 0.0
+    if present is None and b and rate >= session.peak(b):
+        return full(session), session.peak(b)
+    if b and rate >= session.peak(b):
+        return None, 0.0
+    node = residue(session, rate)
+    if present is None:
+        return node, rate
+    merged = merge(present, node)
+    return merged, rate
+
+
 def plan(sessions: Sequence[Session], gpus: int) -> list[Node]:
-    """The packing of the largest multiple of the load that fits the GPUs, to 0.1 %."""
+    """The packing of the largest multiple of the load that fits GPUs of one type, to 0.1 %."""
+
+    def packed(factor: float) -> list[Node] | None:
+        nodes = pack([_scaled(session, factor) for session in sessions])
+        return nodes if len(nodes) <= gpus else None
+
+    return _largest(packed) or []
+
+
+def plan_types(sessions: Sequence[Sequence[Session]], gpu_type: Sequence[int]) -> list[Node | None]:
+    """The same for GPUs of several types, by :func:`assign`; a node per GPU."""
+
+    def placed(factor: float) -> list[Node | None] | None:
+        return assign([[_scaled(session, factor) for session in kinds] for kinds in sessions], gpu_type)
+
+    return _largest(placed) or [None] * len(gpu_type)
+
+
+def _scaled(session: Session, factor: float) -> Session:
+    return Session(session.model, session.rate * factor, session.budget, session.latency, session.data)
+
+
+def _largest(make: Callable[[float], Plan | None]) -> Plan | None:
+    """What ``make`` gives for the largest factor for which it gives anything, to 0.1 %."""
     low, high = 0.0, 1.0
-
-    def packed(factor: float) -> list[Node]:
-        scaled = [Session(s.model, s.rate * factor, s.budget, s.latency, s.data) for s in sessions]
-        return pack(scaled)
-
-    while len(packed(high)) <= gpus and high < 1e6:
-        low, high = high, 2 * high
+    best = make(1e-6)
+    found = make(high)
+    while found is not None and high < 1e6:
+        best, low, high = found, high, 2 * high
+        found = make(high)
     for _ in range(40):
         if high - low <= 1e-3 * high:
             break
         middle = (low + high) / 2
-        low, high = (middle, high) if len(packed(middle)) <= gpus else (low, middle)
-    return packed(low)
+        found = make(middle)
+        if found is None:
+            high = middle
+        else:
+            best, low = found, middle
+    return best
