@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 import threading
 import time
@@ -32,3 +33,15 @@ def _nothing_left_behind() -> Iterator[None]:
         problems = leaks.left(*before)
     if problems:
         pytest.fail("the test left behind: " + "; ".join(problems), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """A command run inside a test sets logging up for its own standard error, which ends with it."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    for handler in [handler for handler in root.handlers if type(handler) is logging.StreamHandler]:
+        if handler not in handlers:
+            root.removeHandler(handler)
+    root.setLevel(level)
