@@ -38,16 +38,21 @@ def staggered(latency_ns: Sequence[int], gpus: int, budget_ns: int) -> Staggered
 def fluid_scale(cluster: Cluster) -> float | None:
     """The largest y such that all rates times y fit: Σ y·r·l(b)/b ≤ GPUs.
 
-    b is the model's largest batch with b/(y·r) + l(b) + b·data ≤ SLO − control − result. None where
-    GPUs differ in type: no closed form is used for those. 0 if a model cannot be served at all.
+    b is the model's largest batch with b/(y·r) + l(b) + b·data ≤ SLO − control − result. 0 if a model
+    cannot be served at all. GPUs of several types: :mod:`.fluid_types`. None without a rate.
     """
-    if len(set(cluster.gpu_type)) > 1:
+    if not any(model.rate > 0 for model in cluster.models):
         return None
-    kind = cluster.gpu_type[0]
+    kinds = sorted(set(cluster.gpu_type))
+    if len(kinds) > 1:
+        from .fluid_types import fluid_scale_of_types  # HiGHS takes a fifth of a second to load
+
+        return fluid_scale_of_types(cluster)
+    kind = kinds[0]
     groups: dict[tuple[int, tuple[int, ...], float], int] = {}
     for model in cluster.models:
         if model.rate > 0:
-            key = (_budget(cluster, model), model.latency[kind], model.rate)
+            key = (gather_budget(cluster, model), model.latency[kind], model.rate)
             groups[key] = groups.get(key, 0) + 1
     # As y grows, a model's batch b becomes possible at y = b / (r·(budget − l(b) − b·data)); between
     # such points the need is linear in y, so the largest y is found exactly.
@@ -81,5 +86,6 @@ def fluid_ideal(cluster: Cluster) -> float | None:
     return None if scale is None else scale * sum(model.rate for model in cluster.models)
 
 
-def _budget(cluster: Cluster, model: ModelSpec) -> int:
+def gather_budget(cluster: Cluster, model: ModelSpec) -> int:
+    """What a request may spend on gathering, inputs and its batch, ns."""
     return model.slo - cluster.control - cluster.result

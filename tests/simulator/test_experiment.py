@@ -78,7 +78,8 @@ def test_profiles_from_a_table_a_file_and_the_zoo(tmp_path: Path) -> None:
 
 
 def test_the_zoo_names_each_row_once() -> None:
-    assert len(zoo()) == 31
+    assert len(zoo()) == 35
+    assert zoo_row("yolo9000").batch_max == 24
     assert zoo_row("LanguageModeling/BERT@V100 32GB").alpha_ms == 3.2867
     assert all(row.source for row in zoo().values())
     with pytest.raises(SymphonyError, match="there are LanguageModeling/BERT@V100 32GB"):

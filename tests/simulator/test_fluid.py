@@ -54,7 +54,38 @@ def test_fluid_scale_is_the_largest_that_fits() -> None:
     assert need(scale * (1 + 1e-9)) <= 3 + 1e-6
     assert all(need(scale * (1.001 + 0.01 * i)) > 3 for i in range(100))
     assert fluid_scale(Cluster(models, [0] * 3, result=48 * MS)) == 0.0
-    assert fluid_scale(Cluster(models, [0, 1])) is None
+
+
+def test_types_that_are_alike_count_as_one() -> None:
+    models = [
+        ModelSpec("a", 50 * MS, (R50, R50), 900.0),
+        ModelSpec("b", 30 * MS, (R50, R50), 40.0),
+        ModelSpec("c", 30 * MS, (R50, R50), 40.0),
+    ]
+    both = Cluster(models, [0, 1, 1], control=MS, data=20_000)
+    one = Cluster(models, [0, 0, 0], control=MS, data=20_000)
+    assert fluid_scale(both) == pytest.approx(fluid_scale(one), rel=1e-5)
+
+
+def test_types_of_different_speed() -> None:
+    """One GPU twice as fast as the other: batches of 10 cost 20 and 10 ms, as long as 10 gather in time."""
+    slow = tuple([20 * MS] * 10)
+    fast = tuple([10 * MS] * 10)
+    cluster = Cluster([ModelSpec("m", 60 * MS, (slow, fast), 100.0)], [0, 1])
+    assert fluid_ideal(cluster) == pytest.approx(1500, rel=1e-5)
+    late = Cluster([ModelSpec("m", 21 * MS, (slow, fast), 300.0)], [0, 1])
+    # 10 gather in the 11 ms that the fast one leaves; the slow one leaves 1 ms and runs one at a time.
+    assert fluid_ideal(late) == pytest.approx(1050, rel=1e-5)
+    never = Cluster([ModelSpec("m", 9 * MS, (slow, fast), 100.0)], [0, 1])
+    assert fluid_ideal(never) == 0.0
+
+
+def test_models_go_where_they_gain_most() -> None:
+    """Model a gains 4x on the second type, b only 2x: all of a goes there, and b fills both."""
+    a = ModelSpec("a", 60 * MS, (tuple([40 * MS] * 10), tuple([10 * MS] * 10)), 500.0)
+    b = ModelSpec("b", 60 * MS, (tuple([20 * MS] * 10), tuple([10 * MS] * 10)), 500.0)
+    # y·500 of each: a takes y/2 of the second GPU, b has the first and 1 − y/2: 500 + 1000 − 500·y.
+    assert fluid_scale(Cluster([a, b], [0, 1])) == pytest.approx(1.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 8])
