@@ -1,4 +1,4 @@
-"""A load generator that speaks the wire in columns: Poisson arrivals out, answers back, no loop over requests.
+"""A load generator that speaks the wire in columns: Poisson arrivals out, answers back.
 
 A process of ``symphony bench wire``, started as ``python -m bench.wire_load``. It joins as a frontend, waits
 until the shards know every model, and then lives in ticks: draw the arrivals since the last tick, send
@@ -228,8 +228,9 @@ def generate() -> None:
     """Command line of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, kind in (
-        ("registry", str), ("subscribe", str), ("id", str), ("rate", float), ("seconds", float), ("warm", float),
-        ("models", int), ("shards", int), ("slo-ms", float), ("submit-size", int), ("seed", int),
+        ("registry", str), ("subscribe", str), ("id", str), ("rate", float), ("seconds", float),
+        ("warm", float), ("models", int), ("shards", int), ("slo-ms", float), ("submit-size", int),
+        ("seed", int),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=kind, required=True)
     options = parser.parse_args()

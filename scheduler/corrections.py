@@ -8,9 +8,13 @@ over the last batches, never below one: what runs faster than profiled needs no 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from typing import Final
+
+import numpy as np
+
+from scheduler.core.limits import TYPES
+from scheduler.recent import Ids, Recent
 
 REMEMBERED: Final = 64
 """Batches behind a factor."""
@@ -20,36 +24,40 @@ STEP: Final = 0.05
 """A factor is given out again only when it has moved by that share."""
 LARGEST: Final = 5.0
 """A device that is slower than that is broken, and no schedule helps."""
+SLICE: Final = 128
+"""Pairs of model and GPU type whose factors are worked out at a time."""
 
 
 class Corrections:
     """The last durations of every model on every GPU type, and the factors that they call for."""
 
     def __init__(self) -> None:
-        self._ratios: dict[tuple[int, int], deque[float]] = {}
+        self._ratios = Recent(REMEMBERED, np.float64)
         self._factors: dict[tuple[int, int], float] = {}
-        self._fresh: set[tuple[int, int]] = set()
 
-    def observe(self, model: int, gpu_type: int, measured_ns: int, profiled_ns: int) -> None:
-        """One batch took ``measured_ns`` where its profile says ``profiled_ns`` (ignored where that is 0)."""
-        if profiled_ns <= 0 or measured_ns < 0:
-            return
-        what = (model, gpu_type)
-        ratios = self._ratios.get(what)
-        if ratios is None:
-            ratios = self._ratios[what] = deque(maxlen=REMEMBERED)
-        ratios.append(measured_ns / profiled_ns)
-        self._fresh.add(what)
+    def observe(self, model: Ids, gpu_type: Ids, measured_ns: Ids, profiled_ns: Ids) -> None:
+        """Batches took ``measured_ns`` where profiles say ``profiled_ns`` (ignored where that is 0)."""
+        known = (profiled_ns > 0) & (measured_ns >= 0)
+        if not known.all():
+            model, gpu_type = model[known], gpu_type[known]
+            measured_ns, profiled_ns = measured_ns[known], profiled_ns[known]
+        self._ratios.add(model * TYPES + gpu_type, measured_ns / profiled_ns)
+
+    @property
+    def slices(self) -> int:
+        """How many calls of :meth:`changes` cover every pair."""
+        return self._ratios.sweeps(SLICE)
 
     def changes(self) -> Iterator[tuple[int, int, float]]:
-        """(model, GPU type, factor) where the factor has moved since it was last given out."""
-        fresh, self._fresh = self._fresh, set()
-        for what in sorted(fresh):
-            ratios = self._ratios[what]
-            if len(ratios) < ENOUGH:
-                continue
-            high = sorted(ratios)[len(ratios) * 90 // 100]
-            factor = min(max(1.0, high), LARGEST)
+        """(model, GPU type, factor) of the next slice where the factor has moved since it was given out."""
+        series = self._ratios.sweep(SLICE)
+        if not series.size:
+            return
+        high, count = self._ratios.percentile(series, 90)
+        enough = count >= ENOUGH
+        factors = np.clip(high[enough], 1.0, LARGEST).tolist()
+        for number, factor in zip(series[enough].tolist(), factors, strict=True):
+            what = divmod(number, TYPES)
             before = self.of(*what)
             if abs(factor - before) > STEP * before:
                 self._factors[what] = factor

@@ -1,9 +1,13 @@
-"""The shard's workers: links, their GPUs in the core, and the batches that are out on them."""
+"""The shard's workers: links, their GPUs in the core, and the batches that are out on them.
+
+Batches are columns all the way: what the core dispatches is grouped by worker with one sort and leaves as
+one PLAN message per worker; what comes back is looked up, judged and learned from per turn of the loop.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -12,15 +16,15 @@ import zmq
 from scheduler.core.actions import Dispatches
 from scheduler.core.machine import Core
 from scheduler.corrections import Corrections
-from scheduler.frontends import U64
 from scheduler.margins import Margins
+from scheduler.outstanding import Out, Outstanding, Taken
+from scheduler.recent import Ids
 from scheduler.table import ModelTable
 from symphony import wire
 from symphony.bus import Bus, BusError, Sock, link_events, send
 from symphony.control import Member
 from symphony.faults import Faults
 from symphony.waiter import Waiter
-from symphony.wire import I64
 
 _log = logging.getLogger(__name__)
 
@@ -28,29 +32,21 @@ PAUSE_NS: Final = 100_000_000
 """How long a worker whose pipe was full gets nothing."""
 
 
-class Out(NamedTuple):
-    """One batch that is out: what is needed to judge its completion, or to send it again."""
+class Back(NamedTuple):
+    """Batches that have come back, as columns: what statistics are made of. Times in ns."""
 
-    gpu: int
-    model: int
-    priority: int
-    finish_at: int
-    key: U64
-    deadline: I64
-
-
-class Batch(NamedTuple):
-    """One batch on its way out."""
-
-    batch: int
-    exec_at: int
-    out: Out
+    model: Ids
+    size: Ids
+    good: Ids
+    failed: Ids
+    started: Ids
+    finished: Ids
 
 
 class Worker:
     """One worker process of this shard."""
 
-    __slots__ = ("gpus", "linked", "member", "monitor", "paused_until", "sock")
+    __slots__ = ("gpus", "index", "linked", "member", "monitor", "paused_until", "placed", "sock")
 
     def __init__(self, member: Member, sock: Sock, monitor: Sock) -> None:
         self.member = member
@@ -58,8 +54,12 @@ class Worker:
         self.monitor = monitor
         self.linked = False
         self.paused_until = 0
-        self.gpus: list[int] = []
+        self.gpus: set[int] = set()
         """Numbers that are in the core now."""
+        self.placed: tuple[object, ...] = ()
+        """What the core's GPUs were last brought in line with."""
+        self.index = -1
+        """Its place in the fleet's columns."""
 
 
 class Fleet:
@@ -77,7 +77,7 @@ class Fleet:
     def __init__(
         self, shard: str, bus: Bus, waiter: Waiter, core: Core, table: ModelTable, faults: Faults
     ) -> None:
-        self.out: dict[int, Out] = {}
+        self.out = Outstanding()
         self.workers: dict[str, Worker] = {}
         self.margins = Margins()
         self.corrections = Corrections()
@@ -87,8 +87,11 @@ class Fleet:
         self._core = core
         self._table = table
         self._faults = faults
-        self._owner: dict[int, Worker] = {}
-        self._kinds: dict[int, int] = {}
+        self._owner = np.full(1024, -1, np.int64)  # by GPU: the index of its worker
+        self._kind = np.zeros(1024, np.int64)  # by GPU: its type
+        self._members: list[Worker | None] = []  # by index
+        self._monitors: dict[object, Worker] = {}
+        self._paused: list[Worker] = []
         self._lost: list[Out] = []
 
     # --- who is there ------------------------------------------------------------------------
@@ -113,6 +116,11 @@ class Fleet:
                 return
             known = self.workers[member.id] = Worker(member, sock, monitor)
             self._waiter.register(monitor)
+            self._monitors[monitor] = known
+            if None not in self._members:
+                self._members.append(None)
+            known.index = self._members.index(None)
+            self._members[known.index] = known
         known.member = member
         self.place(now, known)
 
@@ -125,24 +133,40 @@ class Fleet:
     def _forget(self, now: int, worker: Worker) -> None:
         self._withdraw(now, worker)
         del self.workers[worker.member.id]
+        self._members[worker.index] = None
         self._waiter.unregister(worker.monitor)
+        del self._monitors[worker.monitor]
         self._bus.drop(worker.sock)
         worker.monitor.close()
 
-    def read_links(self, now: int) -> None:
-        """Take in which connections stand: a worker whose link is lost gets no more, and what was
-        out on it is lost; once the link stands again, it takes part again."""
-        for worker in list(self.workers.values()):
-            for up in link_events(worker.monitor):
+    def read_links(self, now: int, ready: Iterable[object]) -> None:
+        """Take in which connections stand, if their monitors are ``ready``.
+
+        A worker whose link is lost gets no more, and what was out on it is lost; once the link stands
+        again, it takes part again.
+        """
+        for monitor in ready:
+            worker = self._monitors.get(monitor)
+            for up in link_events(worker.monitor) if worker is not None else ():
+                assert worker is not None
                 worker.linked = up
                 if up:
                     self.place(now, worker)
                 else:
                     _log.warning("lost the link to %s", worker.member.id)
                     self._withdraw(now, worker)
-            if worker.paused_until and now >= worker.paused_until:
+        if self._paused:
+            for worker in [worker for worker in self._paused if now >= worker.paused_until]:
+                self._paused.remove(worker)
                 worker.paused_until = 0
-                self.place(now, worker)
+                if self.workers.get(worker.member.id) is worker:
+                    self.place(now, worker)
+
+    def next_wakeup(self, now: int) -> int | None:
+        """When :meth:`read_links` has something to do without news, cluster ns; None if never."""
+        if self._lost:
+            return now
+        return min((worker.paused_until for worker in self._paused), default=None)
 
     def place(self, now: int, worker: Worker) -> None:
         """Bring the core's GPUs in line with the worker's record."""
@@ -154,6 +178,10 @@ class Fleet:
         if member.state != "ready" or not worker.linked or worker.paused_until:
             return
         models = self._table.numbers(member.models)
+        placed = (member.gpus, models)
+        if worker.placed == placed and len(worker.gpus) == len(member.gpus):
+            return
+        worker.placed = placed
         for info in member.gpus:
             kind = self._table.type_number(info.type)
             if kind is None:
@@ -164,25 +192,32 @@ class Fleet:
                 self._faults.count("gpu-number-taken", f"{member.id} brings GPU {info.number} again")
             else:
                 self._core.add_gpu(now, info.number, kind, models)
-                self._owner[info.number] = worker
-                self._kinds[info.number] = kind
-                worker.gpus.append(info.number)
+                self._own(info.number, worker.index, kind)
+                worker.gpus.add(info.number)
         kept = {info.number for info in member.gpus}
-        for gpu in [gpu for gpu in worker.gpus if gpu not in kept]:
-            self._take_out(now, worker, gpu)
+        self._take_out(now, worker, [gpu for gpu in worker.gpus if gpu not in kept])
+
+    def _own(self, gpu: int, index: int, kind: int) -> None:
+        if gpu >= self._owner.size:
+            more = max(gpu + 1, 2 * self._owner.size) - self._owner.size
+            self._owner = np.concatenate((self._owner, np.full(more, -1, np.int64)))
+            self._kind = np.concatenate((self._kind, np.zeros(more, np.int64)))
+        self._owner[gpu] = index
+        self._kind[gpu] = kind
 
     def _withdraw(self, now: int, worker: Worker) -> None:
-        for gpu in list(worker.gpus):
-            self._take_out(now, worker, gpu)
+        self._take_out(now, worker, sorted(worker.gpus))
 
-    def _take_out(self, now: int, worker: Worker, gpu: int) -> None:
-        worker.gpus.remove(gpu)
-        del self._owner[gpu]
-        del self._kinds[gpu]
-        self.margins.forget(gpu)
-        batches = [batch for batch, out in self.out.items() if out.gpu == gpu]
-        self._lost += [self.out.pop(batch) for batch in batches]
-        self._core.remove_gpu(now, gpu)
+    def _take_out(self, now: int, worker: Worker, gpus: list[int]) -> None:
+        if not gpus:
+            return
+        worker.gpus.difference_update(gpus)
+        worker.placed = ()
+        self._owner[gpus] = -1
+        self._lost += self.out.take_gpus(np.array(gpus))
+        for gpu in gpus:
+            self.margins.forget(gpu)
+            self._core.remove_gpu(now, gpu)
 
     def take_lost(self) -> list[Out]:
         """Batches that were out on GPUs which have gone since the last call."""
@@ -191,93 +226,114 @@ class Fleet:
 
     # --- batches -----------------------------------------------------------------------------
 
-    def record(self, d: Dispatches) -> list[Batch]:
-        """Copy what the core dispatched and remember it as out; nothing of ``d`` is kept."""
-        key = np.array(d.key, np.uint64)
-        deadline = np.array(d.deadline, np.int64)
-        batches: list[Batch] = []
-        at = 0
-        columns = (d.batch, d.gpu, d.model, d.priority, d.size, d.exec_at, d.finish_at)
-        for batch, gpu, model, priority, size, exec_at, finish_at in zip(
-            *(column.tolist() for column in columns), strict=True
-        ):
-            span = slice(at, at + size)
-            at += size
-            out = Out(gpu, model, priority, finish_at, key[span], deadline[span])
-            self.out[batch] = out
-            batches.append(Batch(batch, exec_at, out))
-        return batches
+    def plan(self, d: Dispatches) -> list[tuple[Worker, bytes]]:
+        """Remember what the core dispatched as out; returns the messages for :meth:`send`.
 
-    def send(self, now: int, batches: list[Batch]) -> None:
-        """Send plans, one message per worker; a worker that cannot take its message is paused."""
-        per_worker: dict[str, list[Batch]] = {}
-        for batch in batches:
-            owner = self._owner.get(batch.out.gpu)
-            if owner is None:  # it was withdrawn just now; its batches are among the lost
-                continue
-            per_worker.setdefault(owner.member.id, []).append(batch)
-        for worker_id, plans in per_worker.items():
-            numbers = sorted({plan.out.model for plan in plans})
-            index = {number: i for i, number in enumerate(numbers)}
-            frame = wire.encode_plan(
-                wire.Plan(
-                    self._shard,
-                    [self._table.names[number] for number in numbers],
-                    np.array([plan.batch for plan in plans], np.uint64),
-                    np.array([plan.out.gpu for plan in plans], np.uint32),
-                    np.array([index[plan.out.model] for plan in plans], np.uint32),
-                    np.array([plan.exec_at for plan in plans], np.int64),
-                    np.array([plan.out.key.size for plan in plans], np.uint32),
-                    np.concatenate([plan.out.key for plan in plans]),
-                    np.concatenate([plan.out.deadline for plan in plans]),
-                )
-            )
-            worker = self.workers[worker_id]
+        Nothing of ``d`` is kept. What was meant for a GPU that has gone since is lost.
+        """
+        if not len(d.batch):
+            return []
+        self.out.record(d)
+        gpu = np.frombuffer(d.gpu, np.int64)
+        owner = self._owner[gpu]
+        first = int(owner[0])
+        if first >= 0 and (owner == first).all():
+            return self._frames(first, d, None)
+        messages: list[tuple[Worker, bytes]] = []
+        order = np.argsort(owner, kind="stable")
+        for rows in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
+            index = int(owner[rows[0]])
+            if index >= 0:
+                messages += self._frames(index, d, rows)
+            else:
+                self._lost += self.out.take_gpus(np.unique(gpu[rows]))
+        return messages
+
+    def _frames(self, index: int, d: Dispatches, rows: Ids | None) -> list[tuple[Worker, bytes]]:
+        """The messages for one worker: one, unless it holds more requests than a message may."""
+        worker = self._members[index]
+        assert worker is not None
+        batch, gpu, model, exec_at, size = (
+            np.frombuffer(column, np.int64) for column in (d.batch, d.gpu, d.model, d.exec_at, d.size)
+        )
+        key, deadline = np.frombuffer(d.key, np.uint64), np.frombuffer(d.deadline, np.int64)
+        if rows is not None:
+            start = (np.cumsum(size) - size)[rows]
+            batch, gpu, model, exec_at, size = (c[rows] for c in (batch, gpu, model, exec_at, size))
+            places = np.repeat(start - (np.cumsum(size) - size), size) + np.arange(int(size.sum()))
+            key, deadline = key[places], deadline[places]
+        numbers = np.flatnonzero(np.bincount(model))
+        names = [self._table.names[number] for number in numbers.tolist()]
+        indexes = np.searchsorted(numbers, model)
+        if key.size <= wire.MAX_REQUESTS:
+            plan = wire.Plan(self._shard, names, batch, gpu, indexes, exec_at, size, key, deadline)  # type: ignore[arg-type]
+            return [(worker, wire.encode_plan(plan))]
+        messages = []
+        end = np.cumsum(size)
+        at = sent = 0
+        while at < size.size:
+            stop = max(at + 1, int(np.searchsorted(end, sent + wire.MAX_REQUESTS, "right")))
+            b, k = slice(at, stop), slice(sent, int(end[stop - 1]))
+            part = (batch[b], gpu[b], indexes[b], exec_at[b], size[b], key[k], deadline[k])
+            messages.append((worker, wire.encode_plan(wire.Plan(self._shard, names, *part))))  # type: ignore[arg-type]
+            at, sent = stop, int(end[stop - 1])
+        return messages
+
+    def send(self, now: int, messages: list[tuple[Worker, bytes]]) -> None:
+        """Send plans; a worker that cannot take its message is paused."""
+        for worker, frame in messages:
+            if worker.paused_until or self._members[worker.index] is not worker:
+                continue  # withdrawn just now: its batches are among the lost
             if not send(worker.sock, frame):
-                self._faults.count("dispatch-pipe-full", worker_id)
+                self._faults.count("dispatch-pipe-full", worker.member.id)
                 worker.paused_until = now + PAUSE_NS
+                self._paused.append(worker)
                 self._withdraw(now, worker)
 
-    def completed(self, now: int, done: wire.Done) -> Iterator[tuple[Out, int, int, int]]:
-        """Take in one DONE message; yields (batch, started, finished, failed) for what was out."""
-        rows: list[int] = []
-        entries = zip(
-            done.batch.tolist(),
-            done.gpu.tolist(),
-            done.started.tolist(),
-            done.finished.tolist(),
-            done.failed.tolist(),
-            done.size.tolist(),
-            strict=True,
-        )
-        for i, (batch, gpu, started, finished, failed, size) in enumerate(entries):
-            out = self.out.get(batch)
-            if out is None or out.gpu != gpu:
-                self._faults.count("completion-of-unknown-batch", f"{done.worker}: batch {batch}")
-                continue
-            del self.out[batch]
-            rows.append(i)
-            self.margins.observe(gpu, finished - out.finish_at)
-            kind = self._kinds.get(gpu)
-            if kind is not None:
-                profiled = self._table.profiled_ns(out.model, kind, size)
-                self.corrections.observe(out.model, kind, finished - started, profiled)
-            yield out, started, finished, failed
-        if rows:
-            self._core.complete(now, done.gpu[rows], done.batch[rows], done.finished[rows])
+    def completed(self, now: int, done: wire.Completed, result_ns: int) -> Back | None:
+        """Take in completions; returns those of batches that were out.
+
+        Raises nothing on batches that are unknown, done already or on another GPU: they are counted.
+        """
+        if not done.batch.size:
+            return None
+        taken, strange = self.out.take(done.batch, done.gpu, done.finished, result_ns)
+        if strange.size:
+            detail = f"batch {done.batch[strange[0]]} on GPU {done.gpu[strange[0]]}"
+            self._faults.count("completion-of-unknown-batch", detail, int(strange.size))
+        if not taken.row.size:
+            return None
+        row = taken.row
+        gpu, started, finished = done.gpu[row], done.started[row], done.finished[row]
+        self._core.complete(now, gpu, done.batch[row], finished)
+        self._learn(taken, gpu.astype(np.int64), done.size[row].astype(np.int64), started, finished)
+        failed = done.failed[row].astype(np.int64)
+        return Back(taken.model, taken.size, taken.good, failed, started, finished)
+
+    def _learn(self, taken: Taken, gpu: Ids, ran: Ids, started: Ids, finished: Ids) -> None:
+        self.margins.observe(gpu, finished - taken.finish_at)
+        kind = self._kind[gpu]
+        profiled = self._table.profiled_ns(taken.model, kind, ran)
+        self.corrections.observe(taken.model, kind, finished - started, profiled)
+
+    @property
+    def slices(self) -> int:
+        """How many calls of :meth:`relearn` cover every GPU and model."""
+        return max(self.margins.slices, self.corrections.slices)
 
     def relearn(self, now: int, cap_ns: int) -> None:
-        """Give the core the latencies and margins that the completions since the last call call for."""
+        """Give the core the latencies and margins that completions call for, a slice of them at a time."""
         for model, gpu_type, factor in self.corrections.changes():
             _log.info("%s takes %.2f times as long as profiled", self._table.names[model], factor)
             self._table.correct(now, model, gpu_type, factor)
-        for gpu, margin in self.margins.by_gpu(cap_ns):
+        for gpu, margin in self.margins.changes(cap_ns):
             self._core.set_gpu_margin(gpu, margin)
-        kinds: dict[int, list[int]] = {}
-        for worker in self.workers.values():
-            for info in worker.member.gpus:
-                kind = self._table.type_number(info.type)
-                if kind is not None and info.number in self._owner:
-                    kinds.setdefault(kind, []).append(self.margins.of(info.number))
-        for kind, margins in kinds.items():
-            self._core.set_type_margin(kind, sorted(margins)[len(margins) // 2])
+
+    def relearn_types(self) -> None:
+        """Give the core the median margin of each type's GPUs."""
+        gpus = np.flatnonzero(self._owner >= 0)
+        kinds = self._kind[gpus]
+        margins = self.margins.of(gpus)
+        for kind in np.flatnonzero(np.bincount(kinds)).tolist():
+            mine = margins[kinds == kind]
+            self._core.set_type_margin(kind, int(np.partition(mine, mine.size // 2)[mine.size // 2]))

@@ -8,48 +8,60 @@ objectives: a GPU that runs over by more than that is broken or starved, and no 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
 from typing import Final
+
+import numpy as np
+
+from scheduler.recent import Ids, Recent
 
 REMEMBERED: Final = 128
 """Completions per GPU behind a margin."""
 ENOUGH: Final = 16
 """Completions before a GPU has a margin at all."""
+SLICE: Final = 64
+"""GPUs whose margins are worked out at a time: some 100 µs, in which no timer is served."""
 
 
 class Margins:
-    """The last overruns of every GPU, and the margins they call for."""
+    """The last overruns of every GPU, and the margins they call for. About 1 KiB per GPU."""
 
     def __init__(self) -> None:
-        self._overruns: dict[int, deque[int]] = {}
-        self._margins: dict[int, int] = {}
-        self._fresh: set[int] = set()
+        self._overruns = Recent(REMEMBERED, np.int64)
+        self._margins = np.zeros(0, np.int64)
 
-    def observe(self, gpu: int, overrun_ns: int) -> None:
-        """One batch ended that much later than predicted (negative: earlier)."""
-        overruns = self._overruns.get(gpu)
-        if overruns is None:
-            overruns = self._overruns[gpu] = deque(maxlen=REMEMBERED)
-        overruns.append(overrun_ns)
-        self._fresh.add(gpu)
+    def observe(self, gpu: Ids, overrun_ns: Ids) -> None:
+        """Batches on these GPUs ended that much later than predicted (negative: earlier)."""
+        self._overruns.add(gpu, overrun_ns)
 
-    def by_gpu(self, cap_ns: int) -> Iterator[tuple[int, int]]:
-        """(GPU, margin in ns, at most ``cap_ns``) of those with new completions since the last call."""
-        fresh, self._fresh = self._fresh, set()
-        for gpu in sorted(fresh):
-            overruns = self._overruns[gpu]
-            if len(overruns) >= ENOUGH:
-                high = sorted(overruns)[len(overruns) * 95 // 100]
-                self._margins[gpu] = min(max(high, 0), cap_ns)
-                yield gpu, self._margins[gpu]
+    @property
+    def slices(self) -> int:
+        """How many calls of :meth:`changes` cover every GPU."""
+        return self._overruns.sweeps(SLICE)
 
-    def of(self, gpu: int) -> int:
-        """The margin as last worked out; 0 for a GPU without enough completions."""
-        return self._margins.get(gpu, 0)
+    def changes(self, cap_ns: int) -> list[tuple[int, int]]:
+        """(GPU, margin in ns, at most ``cap_ns``) of the next slice's GPUs that have new completions."""
+        gpus = self._overruns.sweep(SLICE)
+        if not gpus.size:
+            return []
+        high, count = self._overruns.percentile(gpus, 95)
+        gpus, high = gpus[count >= ENOUGH], high[count >= ENOUGH]
+        margins = np.clip(high, 0, cap_ns)
+        if gpus.size and gpus[-1] >= self._margins.size:
+            more = max(int(gpus[-1]) + 1, 2 * self._margins.size) - self._margins.size
+            self._margins = np.concatenate((self._margins, np.zeros(more, np.int64)))
+        changed = self._margins[gpus] != margins
+        self._margins[gpus] = margins
+        return list(zip(gpus[changed].tolist(), margins[changed].tolist(), strict=True))
+
+    def of(self, gpus: Ids) -> Ids:
+        """The margins as last worked out; 0 for a GPU without enough completions."""
+        found = np.zeros(gpus.size, np.int64)
+        known = gpus < self._margins.size
+        found[known] = self._margins[gpus[known]]
+        return found
 
     def forget(self, gpu: int) -> None:
         """The GPU has gone."""
-        self._overruns.pop(gpu, None)
-        self._margins.pop(gpu, None)
-        self._fresh.discard(gpu)
+        self._overruns.forget(gpu)
+        if gpu < self._margins.size:
+            self._margins[gpu] = 0

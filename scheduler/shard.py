@@ -11,15 +11,16 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import msgpack
 import numpy as np
 import zmq
 
 from scheduler.core.machine import Core
-from scheduler.fleet import Fleet
+from scheduler.fleet import Back, Fleet
 from scheduler.frontends import Frontends
+from scheduler.phases import Phases
 from scheduler.select import core_class, flavour
 from scheduler.stats import Stats
 from scheduler.table import ModelTable
@@ -43,6 +44,7 @@ divided by these: time that is kept free serves nobody."""
 MAX_SUBMIT_BYTES: Final = 4 << 20
 SUBMITS_PER_TURN: Final = 200
 """Messages that are read before the shard acts: with a backlog, answers must not wait for all of it."""
+WAIT, TIMERS, MEMBERS, COMPLETIONS, SUBMITS, ACT, LEARN = range(7)
 MAX_DONE_BYTES: Final = 8 << 20
 CATCH_UP: Final = 64
 """Most timers that are told one by one before an event; what is left is told with the event."""
@@ -87,15 +89,16 @@ class Shard:
             overdue_ns=settings.overdue_ns,
         )
         self.table = ModelTable(self.core, self.faults)
-        self.stats = Stats(settings.result_ns)
+        self.stats = Stats()
+        self._phases = Phases("wait", "timers", "members", "completions", "submits", "act", "learn")
         self._bus = Bus(insecure=settings.insecure)
         self._waiter = Waiter(settings.spin_ns)
         self._frontends = Frontends(self._bus, settings.id, self.faults)
         self.fleet = Fleet(settings.id, self._bus, self._waiter, self.core, self.table, self.faults)
         self._report_at = 0
         self._drain_until: int | None = None
-        self._due: int | None = None
-        self._woke_at = 0
+        self._learn_at = 0
+        self._ready: list[Any] = []
 
     # --- startup, loop, shutdown -------------------------------------------------------------
 
@@ -128,16 +131,27 @@ class Shard:
         Raises:
             SymphonyError: the broker refuses this shard for good.
         """
+        lap = self._phases.lap
         while not self._finished():
             self._wait()
+            woke = lap(WAIT)
             self._advance()
+            lap(TIMERS)
             self._follow_members()
             self._follow_links()
-            self._read_completions()
+            lap(MEMBERS)
+            back = self._read_completions()
+            lap(COMPLETIONS)
             self._read_submits()
+            lap(SUBMITS)
             self._act()
+            acted = lap(ACT)
+            if back is not None:
+                self.stats.completed(back, len(self.table.names))
+            self._learn_from_completions(acted)
             self._report()
-            self.stats.iterated(time.monotonic_ns() - self._woke_at)
+            self.stats.iterated(lap(LEARN) - woke)
+            self._phases.turn()
 
     def stop(self) -> None:
         """Make :meth:`run` drain and return; from any thread or signal handler."""
@@ -173,19 +187,19 @@ class Shard:
 
     def _wait(self) -> None:
         due = self.clock.to_monotonic(self.core.next_wakeup())
-        until = min(due, self.membership.next_wakeup(), self._report_at)
+        until = min(due, self.membership.next_wakeup(), self._report_at, self._learn_at)
+        links = self.fleet.next_wakeup(self.clock.now())
+        if links is not None:
+            until = min(until, self.clock.to_monotonic(links))
         if self._frontends.waiting or self._drain_until is not None:
             until = min(until, time.monotonic_ns() + 10_000_000)
-        self._due = due if until == due and due > time.monotonic_ns() else None
-        self._waiter.wait(until)
-        self._woke_at = time.monotonic_ns()
+        self._ready = self._waiter.wait(until)
 
     def _advance(self) -> None:
-        if self._due is not None:
-            late = time.monotonic_ns() - self._due
-            if late >= 0:
-                self.stats.woke(late)
-        self._now()
+        due = self.core.next_wakeup()
+        now = self._now()
+        if due <= now:
+            self.stats.woke(now - due)
 
     def _now(self) -> int:
         """Cluster time for the core's next event, after what fell due before it.
@@ -204,7 +218,12 @@ class Shard:
         return now
 
     def _follow_members(self) -> None:
-        for event in self.membership.step(time.monotonic_ns()):
+        mono = time.monotonic_ns()
+        if mono < self.membership.next_wakeup() and not any(
+            s in self._ready for s in self.membership.sockets
+        ):
+            return
+        for event in self.membership.step(mono):
             self._take_in(event)
 
     def _take_in(self, event: Event) -> None:
@@ -252,52 +271,57 @@ class Shard:
 
     def _follow_links(self) -> None:
         now = self.clock.now()
-        self.fleet.read_links(now)
+        self.fleet.read_links(now, self._ready)
         lost = self.fleet.take_lost()
         if not lost:
             return
         self._act()
-        for out in lost:
-            n = out.key.size
-            _log.warning("sending %d requests of %s again", n, self.table.names[out.model])
-            self.core.submit(
-                now,
-                np.full(n, out.model, np.uint32),
-                out.deadline,
-                out.key,
-                np.full(n, out.priority, np.uint8),
-                True,
-            )
+        size = [out.key.size for out in lost]
+        _log.warning("sending %d requests of %d batches again", sum(size), len(lost))
+        self.core.submit(
+            now,
+            np.repeat(np.array([out.model for out in lost], np.uint32), size),
+            np.concatenate([out.deadline for out in lost]),
+            np.concatenate([out.key for out in lost]),
+            np.repeat(np.array([out.priority for out in lost], np.uint8), size),
+            True,
+        )
         self._act(lost=True)
 
-    def _read_completions(self) -> None:
+    def _read_completions(self) -> Back | None:
+        if self._done not in self._ready:
+            return None
+        messages = []
         for frames in drain(self._done):
-            try:
-                if len(frames) != 2:
-                    raise wire.WireError("malformed", f"{len(frames)} frames instead of two")
-                done = wire.decode_done(frames[1])
-            except wire.WireError as error:
-                self.faults.count(f"done-{error.reason}", error)
-                continue
-            for out, started, finished, failed in self.fleet.completed(self._now(), done):
-                self.stats.completed(out, started, finished, failed)
+            if len(frames) == 2:
+                messages.append(frames[1])
+            else:
+                self.faults.count("done-malformed", f"{len(frames)} frames instead of two")
+        done = wire.join_dones(messages)
+        for error in done.errors:
+            self.faults.count(f"done-{error.reason}", error)
+        return self.fleet.completed(self._now(), done, self.settings.result_ns)
 
     def _read_submits(self) -> None:
+        if self._submit not in self._ready:
+            return
+        messages = []
         for frames in drain(self._submit, SUBMITS_PER_TURN):
-            try:
-                if len(frames) != 1:
-                    raise wire.WireError("malformed", f"{len(frames)} frames instead of one")
-                message = wire.decode_submit(frames[0])
-            except wire.WireError as error:
-                self.faults.count(f"submit-{error.reason}", error)
-                continue
-            if message.incarnation != self.membership.me.incarnation:
-                self.faults.count("submit-for-another-incarnation", f"slot {message.slot}")
-                refused = np.full(message.key.size, Status.UNAVAILABLE, np.uint8)
-                self._frontends.answer(self.clock.now(), message.key, refused, "the shard has restarted")
-                continue
-            self.stats.submitted(message.model, len(self.table.names))
-            self.core.submit(self._now(), message.model, message.deadline, message.key, message.priority)
+            if len(frames) == 1:
+                messages.append(frames[0])
+            else:
+                self.faults.count("submit-malformed", f"{len(frames)} frames instead of one")
+        requests = wire.join_submits(messages, self.membership.me.incarnation)
+        for error in requests.errors:
+            self.faults.count(f"submit-{error.reason}", error)
+        for other in requests.others:
+            self.faults.count("submit-for-another-incarnation", f"slot {other.slot}")
+            refused = np.full(other.key.size, Status.UNAVAILABLE, np.uint8)
+            self._frontends.answer(self.clock.now(), other.key, refused, "the shard has restarted")
+        if requests.key.size:
+            self.stats.submitted(requests.model, len(self.table.names))
+            now = self._now()
+            self.core.submit(now, requests.model, requests.deadline, requests.key, requests.priority)
 
     def _act(self, lost: bool = False) -> None:
         """Carry out what the core has decided; sending may make it decide more."""
@@ -310,11 +334,17 @@ class Shard:
                 self.stats.dropped(np.frombuffer(drops.model, np.int64), len(self.table.names))
                 self._frontends.drops(now, drops.key, drops.reason, lost)
                 del drops
-            batches = self.fleet.record(dispatches)
+            plans = self.fleet.plan(dispatches)
             del dispatches
             self.core.clear_actions()
-            self.fleet.send(now, batches)
+            self.fleet.send(now, plans)
         self._frontends.retry(now)
+
+    def _learn_from_completions(self, mono: int) -> None:
+        """A slice of the margins and factors at a time, all of them once a second."""
+        if mono >= self._learn_at:
+            self._learn_at = mono + REPORT_NS // self.fleet.slices
+            self.fleet.relearn(self.clock.now(), self.table.tightest_slo_ns() // GPU_SHARE)
 
     def _report(self) -> None:
         mono = time.monotonic_ns()
@@ -325,9 +355,10 @@ class Shard:
         slo = self.table.tightest_slo_ns()
         learned = min(int(p99_us * 1e3) + self.clock.uncertainty_ns, slo // TIMER_SHARE)
         self.core.set_margin(max(self.settings.margin_ns, learned))
-        self.fleet.relearn(self.clock.now(), slo // GPU_SHARE)
+        self.fleet.relearn_types()
         gpus = sum(len(worker.gpus) for worker in self.fleet.workers.values())
         report = self.stats.report(self.clock.now(), self.core, self.table, gpus)
+        report["loop"] = self._phases.report()
         report["margin_us"] = self.core.margin / 1e3
         report["faults"] = dict(self.faults.counts)
         self.membership.set_stats(report)

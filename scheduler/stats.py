@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from scheduler.core.machine import Core
-from scheduler.fleet import Out
+from scheduler.fleet import Back
 from scheduler.table import ModelTable
 
 LATENESS_KEPT: Final = 4_096
@@ -16,14 +16,13 @@ LATENESS_KEPT: Final = 4_096
 class Stats:
     """Counters since the start of the shard; ``docs/wire-protocol.md`` lists the published fields."""
 
-    def __init__(self, result_ns: int) -> None:
-        self._result = result_ns
+    def __init__(self) -> None:
         self._offered = np.zeros(0, np.int64)
         self._served = np.zeros(0, np.int64)
         self._good = np.zeros(0, np.int64)
         self._batches = np.zeros(0, np.int64)
         self._dropped = np.zeros(0, np.int64)
-        self._busy: dict[int, int] = {}
+        self._busy = 0
         self._busy_told: tuple[int, int] = (0, 0)
         self._lateness = np.zeros(LATENESS_KEPT, np.int64)
         self._wakeups = 0
@@ -47,14 +46,15 @@ class Stats:
         counts = np.bincount(model[model < models], minlength=models)
         self._dropped[: len(counts)] += counts
 
-    def completed(self, out: Out, started: int, finished: int, failed: int) -> None:
-        """A batch came back; its requests are good if the result can be there by their deadlines."""
-        size = out.key.size
-        good = int(np.count_nonzero(out.deadline >= finished + self._result))
-        self._served[out.model] += size
-        self._good[out.model] += max(0, good - failed)
-        self._batches[out.model] += 1
-        self._busy[out.gpu] = self._busy.get(out.gpu, 0) + finished - started
+    def completed(self, back: Back, models: int) -> None:
+        """Batches came back; their requests are good if the results can be there by their deadlines."""
+        self._grow(models)
+        n = len(self._served)
+        self._served += np.bincount(back.model, back.size, n).astype(np.int64)
+        good = np.maximum(0, back.good - back.failed)
+        self._good += np.bincount(back.model, good, n).astype(np.int64)
+        self._batches += np.bincount(back.model, minlength=n)
+        self._busy += int((back.finished - back.started).sum())
 
     def woke(self, late_ns: int) -> None:
         """A timer fired that much after its time."""
@@ -90,7 +90,7 @@ class Stats:
                 "mean_batch": round(served / batches, 2) if batches else None,
             }
         then, busy_then = self._busy_told
-        busy = sum(self._busy.values())
+        busy = self._busy
         elapsed = now - then
         share = (busy - busy_then) / (elapsed * gpus) if then and gpus and elapsed > 0 else None
         self._busy_told = (now, busy)

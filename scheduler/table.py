@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
+import numpy as np
+
 from scheduler.core.limits import TYPES
 from scheduler.core.machine import Core
+from scheduler.recent import Ids
 from symphony.control import ModelSpec
 from symphony.faults import Faults
 
@@ -31,6 +34,9 @@ class ModelTable:
         self._type_names: list[str] = []
         self._specs: dict[str, ModelSpec] = {}
         self._factors: dict[tuple[int, int], float] = {}
+        self._at = np.full(0, -1, np.int64)  # by model and type: where its latencies begin
+        self._largest = np.zeros(0, np.int64)  # likewise: the largest batch
+        self._latency = np.zeros(0, np.int64)
 
     def number(self, name: str) -> int | None:
         """The model's number, None if it is not in the table."""
@@ -70,16 +76,37 @@ class ModelTable:
             if kind is None or (known is not None and known.profiles.get(gpu_type) == latency):
                 continue
             try:
+                self._remember(number, kind, latency)
                 factor = self._factors.get((number, kind), 1.0)
                 self._core.set_profile(now, number, kind, [round(ns * factor) for ns in latency])
             except ValueError as error:
                 self._faults.count("bad-profile", f"{spec.name} on {gpu_type}: {error}")
         return known is None
 
-    def profiled_ns(self, number: int, kind: int, size: int) -> int:
-        """l(size) as announced for that model and GPU type; 0 where nothing is known of it."""
-        latency = self._profile(number, kind)
-        return latency[size - 1] if latency is not None and 1 <= size <= len(latency) else 0
+    def _remember(self, number: int, kind: int, latency: list[int]) -> None:
+        """Keep a profile for :meth:`profiled_ns`; a later one takes the place of the one before."""
+        pair = number * TYPES + kind
+        if pair >= self._at.size:
+            more = max(pair + 1, 2 * self._at.size) - self._at.size
+            self._at = np.concatenate((self._at, np.full(more, -1, np.int64)))
+            self._largest = np.concatenate((self._largest, np.zeros(more, np.int64)))
+        if self._at[pair] < 0 or self._largest[pair] != len(latency):
+            self._at[pair] = self._latency.size
+            self._largest[pair] = len(latency)
+            self._latency = np.concatenate((self._latency, np.zeros(len(latency), np.int64)))
+        at = int(self._at[pair])
+        self._latency[at : at + len(latency)] = latency
+
+    def profiled_ns(self, number: Ids, kind: Ids, size: Ids) -> Ids:
+        """l(size) as announced for these models, GPU types and sizes; 0 where nothing is known of it."""
+        pair = number * TYPES + kind
+        found = np.zeros(pair.size, np.int64)
+        known = pair < self._at.size
+        pair = np.where(known, pair, 0)
+        if self._at.size:
+            known &= (self._at[pair] >= 0) & (size >= 1) & (size <= self._largest[pair])
+            found[known] = self._latency[(self._at[pair] + size - 1)[known]]
+        return found
 
     def correct(self, now: int, number: int, kind: int, factor: float) -> None:
         """Let the core count with ``factor`` times the latencies announced, now and later."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from scheduler.core.machine import Core
 from scheduler.corrections import ENOUGH, LARGEST, Corrections
 from scheduler.table import ModelTable
@@ -13,9 +17,14 @@ MS = 1_000_000
 
 def observed(*measured_ms: float, profiled_ms: float = 10) -> Corrections:
     corrections = Corrections()
-    for ms in measured_ms:
-        corrections.observe(3, 1, round(ms * MS), round(profiled_ms * MS))
+    observe(corrections, measured_ms, profiled_ms)
     return corrections
+
+
+def observe(corrections: Corrections, measured_ms: Sequence[float], profiled_ms: float) -> None:
+    n = len(measured_ms)
+    measured = np.array([round(ms * MS) for ms in measured_ms], np.int64)
+    corrections.observe(np.full(n, 3), np.full(n, 1), measured, np.full(n, round(profiled_ms * MS)))
 
 
 def test_a_few_batches_change_nothing() -> None:
@@ -43,8 +52,7 @@ def test_small_moves_are_not_given_out_and_large_ones_are_bounded() -> None:
 def test_it_comes_back_to_one_when_the_device_is_quick_again() -> None:
     corrections = observed(*[20] * 16)
     assert list(corrections.changes()) == [(3, 1, 2.0)]
-    for _ in range(64):
-        corrections.observe(3, 1, 10 * MS, 10 * MS)
+    observe(corrections, [10] * 64, 10)
     assert list(corrections.changes()) == [(3, 1, 1.0)]
 
 
@@ -66,7 +74,10 @@ def test_the_core_counts_with_corrected_latencies_now_and_after_a_new_announceme
     table.correct(0, 0, kind, 1.5)
     at = core.models.table[kind]
     assert [core.models.latency[at + b] for b in (1, 2)] == [15 * MS, 24 * MS]
-    assert table.profiled_ns(0, kind, 2) == 16 * MS
+    profiled = table.profiled_ns(
+        np.array([0, 0, 7, 0]), np.array([kind, kind, kind, 63]), np.array([2, 3, 1, 1])
+    )
+    assert profiled.tolist() == [16 * MS, 0, 0, 0]
     table.learn(0, spec.model_copy(update={"profiles": {"cpu": [20 * MS, 30 * MS]}}))
     at = core.models.table[kind]
     assert [core.models.latency[at + b] for b in (1, 2)] == [30 * MS, 45 * MS]

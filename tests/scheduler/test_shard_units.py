@@ -16,9 +16,9 @@ from shard_parts import MS, S, spec
 
 from scheduler.core.limits import DUPLICATE, EXPIRED, FULL, HANDED_BACK, REASONS, TYPES, WINDOW
 from scheduler.core.machine import Core
-from scheduler.fleet import Out
+from scheduler.fleet import Back
 from scheduler.frontends import PARKED, PATIENCE_NS, STATUS_OF, Frontends
-from scheduler.margins import ENOUGH, REMEMBERED, Margins
+from scheduler.margins import ENOUGH, REMEMBERED, SLICE, Margins
 from scheduler.stats import LATENESS_KEPT, Stats
 from scheduler.table import ModelTable
 from symphony import wire
@@ -35,37 +35,52 @@ LOG = logging.getLogger(__name__)
 # --- margins -----------------------------------------------------------------------------------
 
 
+def _overruns(margins: Margins, gpu: int, *overruns: int) -> None:
+    margins.observe(np.full(len(overruns), gpu), np.array(overruns))
+
+
+def _of(margins: Margins, *gpus: int) -> list[int]:
+    return margins.of(np.array(gpus)).tolist()  # type: ignore[no-any-return]
+
+
 def test_a_margin_is_the_95th_percentile_of_the_last_overruns() -> None:
     margins = Margins()
-    for overrun in range(100):
-        margins.observe(3, overrun * 1_000)
-    assert list(margins.by_gpu(CAP)) == [(3, 95_000)]
-    assert margins.of(3) == 95_000
-    assert list(margins.by_gpu(CAP)) == [], "only GPUs with something new"
+    _overruns(margins, 3, *(overrun * 1_000 for overrun in range(100)))
+    assert margins.changes(CAP) == [(3, 95_000)]
+    assert _of(margins, 3) == [95_000]
+    assert margins.changes(CAP) == [], "only GPUs with something new"
 
 
 def test_a_few_batches_are_no_reason_for_a_margin() -> None:
     margins = Margins()
-    for _ in range(ENOUGH - 1):
-        margins.observe(0, MS)
-    assert list(margins.by_gpu(CAP)) == []
-    assert margins.of(0) == 0
-    margins.observe(0, MS)
-    assert list(margins.by_gpu(CAP)) == [(0, MS)]
+    _overruns(margins, 0, *[MS] * (ENOUGH - 1))
+    assert margins.changes(CAP) == []
+    assert _of(margins, 0) == [0]
+    _overruns(margins, 0, MS)
+    assert margins.changes(CAP) == [(0, MS)]
 
 
 def test_margins_are_never_negative_nor_absurd_and_old_overruns_are_forgotten() -> None:
     margins = Margins()
-    for _ in range(REMEMBERED):
-        margins.observe(0, 10 * CAP)
-        margins.observe(1, -MS)
-    assert dict(margins.by_gpu(CAP)) == {0: CAP, 1: 0}
-    for _ in range(REMEMBERED):
-        margins.observe(0, 7)
-    assert dict(margins.by_gpu(CAP)) == {0: 7}
+    _overruns(margins, 0, *[10 * CAP] * REMEMBERED)
+    _overruns(margins, 1, *[-MS] * REMEMBERED)
+    assert margins.changes(CAP) == [(0, CAP)], "the other stays at none"
+    _overruns(margins, 0, *[7] * REMEMBERED)
+    assert margins.changes(CAP) == [(0, 7)]
     margins.forget(0)
     margins.forget(99)
-    assert margins.of(0) == 0
+    assert _of(margins, 0, 1, 99) == [0, 0, 0]
+
+
+def test_margins_are_worked_out_a_slice_of_gpus_at_a_time() -> None:
+    margins = Margins()
+    gpus = np.arange(3 * SLICE - 5)
+    for _ in range(ENOUGH):
+        margins.observe(gpus, gpus * 1_000 + 1)
+    assert margins.slices == 3
+    changes = [margins.changes(CAP) for _ in range(3)]
+    assert max(len(slice_) for slice_ in changes) == SLICE
+    assert [pair for slice_ in changes for pair in slice_] == [(g, g * 1_000 + 1) for g in gpus.tolist()]
 
 
 # --- statistics --------------------------------------------------------------------------------
@@ -79,18 +94,17 @@ def _table(*names: str) -> tuple[Core, ModelTable]:
     return core, table
 
 
-def _out(model: int, deadlines: list[int], gpu: int = 0) -> Out:
-    n = len(deadlines)
-    return Out(gpu, model, 0, 0, np.arange(n, dtype=np.uint64), np.array(deadlines, np.int64))
+def _back(model: int, size: int, good: int, started: int, finished: int, failed: int = 0) -> Back:
+    return Back(*(np.array([value]) for value in (model, size, good, failed, started, finished)))
 
 
 def test_counters_by_model() -> None:
     core, table = _table("a", "b")
-    stats = Stats(result_ns=10)
+    stats = Stats()
     stats.submitted(np.array([0, 1, 1, 7], np.uint32), 2)
     stats.dropped(np.array([1, 9], np.int64), 2)
-    stats.completed(_out(1, [100, 109, 110, 500]), 50, 100, 0)  # two can be there in time
-    stats.completed(_out(1, [500]), 100, 150, 1)  # in time, but failed
+    stats.completed(_back(1, 4, 2, 50, 100), 2)
+    stats.completed(_back(1, 1, 1, 100, 150, failed=1), 2)  # in time, but failed
     report = stats.report(200, core, table, 2)
     assert report["models"]["a"] == {
         "offered": 1, "good": 0, "late": 0, "dropped": 0, "queued": 0, "batches": 0, "mean_batch": None,
@@ -103,7 +117,7 @@ def test_counters_by_model() -> None:
 
 def test_counters_grow_with_the_table_and_keep_what_they_had() -> None:
     core, table = _table("a")
-    stats = Stats(0)
+    stats = Stats()
     stats.submitted(np.array([0], np.uint32), 1)
     table.learn(0, spec("b"))
     stats.submitted(np.array([1, 1], np.uint32), 2)
@@ -113,10 +127,10 @@ def test_counters_grow_with_the_table_and_keep_what_they_had() -> None:
 
 def test_the_busy_share_is_that_of_the_time_since_the_last_report() -> None:
     core, table = _table("a")
-    stats = Stats(0)
+    stats = Stats()
     assert stats.report(1_000, core, table, 2)["busy_share"] is None
-    stats.completed(_out(0, [9_999]), 1_000, 1_500, 0)
-    stats.completed(_out(0, [9_999], gpu=1), 1_200, 1_300, 0)
+    stats.completed(_back(0, 1, 1, 1_000, 1_500), 1)
+    stats.completed(_back(0, 1, 1, 1_200, 1_300), 1)
     assert stats.report(2_000, core, table, 2)["busy_share"] == pytest.approx(0.3)
     assert stats.report(3_000, core, table, 2)["busy_share"] == 0.0
     assert stats.report(3_000, core, table, 2)["busy_share"] is None, "no time has passed"
@@ -124,7 +138,7 @@ def test_the_busy_share_is_that_of_the_time_since_the_last_report() -> None:
 
 
 def test_lateness_is_that_of_the_last_timers() -> None:
-    stats = Stats(0)
+    stats = Stats()
     assert stats.lateness_us() == (0.0, 0.0)
     for late in range(101):
         stats.woke(late * 1_000)
