@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 import logging
 import os
+from pathlib import Path
 from typing import Final
 
 _log = logging.getLogger(__name__)
+
+AUTOGROUP: Final = Path("/proc/self/autogroup")
 
 URGENT: Final = -10
 """Niceness of processes whose timers decide whether deadlines are met: shards and emulated GPUs."""
@@ -23,10 +26,22 @@ def be_prompt(niceness: int = URGENT) -> bool:
     try:
         if os.getpriority(os.PRIO_PROCESS, 0) > niceness:
             os.setpriority(os.PRIO_PROCESS, 0, niceness)
+        _raise_session(niceness)
     except OSError:
         _log.info("running at normal priority: lowering the niceness is not allowed here")
         return False
     return True
+
+
+def _raise_session(niceness: int) -> None:
+    """Give the process's session the same niceness, if the process leads it.
+
+    Linux may share processor time first among sessions (``kernel.sched_autogroup_enabled``, on by default
+    in most distributions) and only then, by niceness, among the processes of each. ``symphony up`` starts
+    every process in a session of its own, whose niceness is therefore the one that counts.
+    """
+    if os.getsid(0) == os.getpid() and AUTOGROUP.exists():
+        AUTOGROUP.write_text(str(niceness))
 
 
 def keep_collector_out() -> None:
