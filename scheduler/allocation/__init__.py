@@ -14,6 +14,7 @@ from .cluster import (
     Network,
 )
 from .plan import Plan
+from .solve import allocate
 
 __all__ = [
     "ANY_TYPE",
@@ -24,4 +25,5 @@ __all__ = [
     "Model",
     "Network",
     "Plan",
+    "allocate",
 ]
