@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import zmq
 
+from scheduler.assignment import Assignment, Models
 from scheduler.core.actions import Dispatches
 from scheduler.core.machine import Core
 from scheduler.corrections import Corrections
@@ -24,6 +25,7 @@ from symphony import wire
 from symphony.bus import Bus, BusError, Sock, link_events, send
 from symphony.control import Member
 from symphony.faults import Faults
+from symphony.messages import to_ranges
 from symphony.waiter import Waiter
 
 _log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ class Back(NamedTuple):
 class Worker:
     """One worker process of this shard."""
 
-    __slots__ = ("gpus", "index", "linked", "member", "monitor", "paused_until", "placed", "sock")
+    __slots__ = ("gpus", "index", "leaving", "linked", "member", "monitor", "paused_until", "sock")
 
     def __init__(self, member: Member, sock: Sock, monitor: Sock) -> None:
         self.member = member
@@ -54,10 +56,10 @@ class Worker:
         self.monitor = monitor
         self.linked = False
         self.paused_until = 0
-        self.gpus: set[int] = set()
-        """Numbers that are in the core now."""
-        self.placed: tuple[object, ...] = ()
-        """What the core's GPUs were last brought in line with."""
+        self.gpus: dict[int, tuple[int, ...]] = {}
+        """Numbers that are in the core now, with the numbers of the models that each holds there."""
+        self.leaving: set[int] = set()
+        """Those that drain, because they are another's to be."""
         self.index = -1
         """Its place in the fleet's columns."""
 
@@ -66,19 +68,29 @@ class Fleet:
     """Follows the membership's workers; sends plans; takes completions.
 
     Args:
-        shard: this shard's id; only workers that name it are served.
+        shard: this shard's id.
         bus: makes the sockets.
         waiter: watches the links' monitors.
         core: has the GPUs.
         table: has the models.
+        assignment: which GPUs of which workers are this shard's.
         faults: counters.
     """
 
     def __init__(
-        self, shard: str, bus: Bus, waiter: Waiter, core: Core, table: ModelTable, faults: Faults
+        self,
+        shard: str,
+        bus: Bus,
+        waiter: Waiter,
+        core: Core,
+        table: ModelTable,
+        assignment: Assignment,
+        faults: Faults,
     ) -> None:
         self.out = Outstanding()
         self.workers: dict[str, Worker] = {}
+        self.changed = False
+        """Set when GPUs came, went or hold other models; the owner clears it."""
         self.margins = Margins()
         self.corrections = Corrections()
         self._shard = shard
@@ -86,6 +98,7 @@ class Fleet:
         self._waiter = waiter
         self._core = core
         self._table = table
+        self._assignment = assignment
         self._faults = faults
         self._owner = np.full(1024, -1, np.int64)  # by GPU: the index of its worker
         self._kind = np.zeros(1024, np.int64)  # by GPU: its type
@@ -97,16 +110,17 @@ class Fleet:
     # --- who is there ------------------------------------------------------------------------
 
     def saw(self, now: int, member: Member) -> None:
-        """A worker has joined or changed; it is ours if it names this shard."""
+        """A worker has joined or changed, or the plan has; some of its GPUs may be ours."""
         known = self.workers.get(member.id)
+        ours = self._assignment.serves(member)
         if known is not None and (
             member.incarnation != known.member.incarnation
-            or member.shard != self._shard
             or member.endpoints.get("dispatch") != known.member.endpoints.get("dispatch")
+            or not (ours or known.gpus)
         ):
             self._forget(now, known)
             known = None
-        if member.shard != self._shard:
+        if not ours and known is None:
             return
         if known is None:
             try:
@@ -177,25 +191,38 @@ class Fleet:
             return
         if member.state != "ready" or not worker.linked or worker.paused_until:
             return
-        models = self._table.numbers(member.models)
-        placed = (member.gpus, models)
-        if worker.placed == placed and len(worker.gpus) == len(member.gpus):
-            return
-        worker.placed = placed
-        for info in member.gpus:
-            kind = self._table.type_number(info.type)
-            if kind is None:
+        mine = self._assignment.of(member)
+        numbers: dict[Models, tuple[int, ...]] = {}
+        for number, (info, models) in mine.items():
+            if number in worker.leaving:  # it comes again, once it has gone
                 continue
-            if info.number in worker.gpus:
-                self._core.set_gpu_models(now, info.number, models)
-            elif self._core.has_gpu(info.number):
-                self._faults.count("gpu-number-taken", f"{member.id} brings GPU {info.number} again")
+            if models not in numbers:
+                numbers[models] = tuple(self._table.numbers(models))
+            if number in worker.gpus:
+                if worker.gpus[number] != numbers[models]:
+                    self._core.set_gpu_models(now, number, numbers[models])
+                    worker.gpus[number] = numbers[models]
+                    self.changed = True
+            elif self._core.has_gpu(number):
+                self._faults.count("gpu-number-taken", f"{member.id} brings GPU {number} again")
             else:
-                self._core.add_gpu(now, info.number, kind, models)
-                self._own(info.number, worker.index, kind)
-                worker.gpus.add(info.number)
-        kept = {info.number for info in member.gpus}
-        self._take_out(now, worker, [gpu for gpu in worker.gpus if gpu not in kept])
+                kind = self._table.type_number(info.type)
+                if kind is None:
+                    continue
+                self._core.add_gpu(now, number, kind, numbers[models])
+                self._own(number, worker.index, kind)
+                worker.gpus[number] = numbers[models]
+                self.changed = True
+        self._give_up(now, worker, [gpu for gpu in worker.gpus if gpu not in mine])
+
+    def _give_up(self, now: int, worker: Worker, gpus: list[int]) -> None:
+        """GPUs that are not ours any more: those that have gone at once, the others once they are empty."""
+        there = {info.number for info in worker.member.gpus}
+        self._take_out(now, worker, [gpu for gpu in gpus if gpu not in there])
+        for gpu in gpus:
+            if gpu in there:
+                self._core.drain_gpu(now, gpu)
+                worker.leaving.add(gpu)
 
     def _own(self, gpu: int, index: int, kind: int) -> None:
         if gpu >= self._owner.size:
@@ -205,17 +232,35 @@ class Fleet:
         self._owner[gpu] = index
         self._kind[gpu] = kind
 
+    def release(self, now: int) -> None:
+        """Take out the GPUs that are to leave and have nothing out any more."""
+        for worker in [worker for worker in self.workers.values() if worker.leaving]:
+            gone = [gpu for gpu in sorted(worker.leaving) if not self._core.outstanding(gpu)]
+            self._take_out(now, worker, gone)
+            if gone:
+                self.saw(now, worker.member)
+
+    def owned(self) -> list[int]:
+        """The GPUs that are in the core, as ranges."""
+        return to_ranges(gpu for worker in self.workers.values() for gpu in worker.gpus)
+
+    def held(self) -> set[int]:
+        """Every model that one of these GPUs holds, by number."""
+        sets = {models for worker in self.workers.values() for models in worker.gpus.values()}
+        return {model for models in sets for model in models}
+
     def _withdraw(self, now: int, worker: Worker) -> None:
         self._take_out(now, worker, sorted(worker.gpus))
 
     def _take_out(self, now: int, worker: Worker, gpus: list[int]) -> None:
         if not gpus:
             return
-        worker.gpus.difference_update(gpus)
-        worker.placed = ()
+        self.changed = True
+        worker.leaving.difference_update(gpus)
         self._owner[gpus] = -1
         self._lost += self.out.take_gpus(np.array(gpus))
         for gpu in gpus:
+            del worker.gpus[gpu]
             self.margins.forget(gpu)
             self._core.remove_gpu(now, gpu)
 

@@ -17,8 +17,10 @@ import msgpack
 import numpy as np
 import zmq
 
+from scheduler.assignment import Assignment
 from scheduler.core.machine import Core
 from scheduler.fleet import Back, Fleet
+from scheduler.following import Following
 from scheduler.frontends import Frontends
 from scheduler.phases import Phases
 from scheduler.select import core_class, flavour
@@ -27,9 +29,17 @@ from scheduler.table import ModelTable
 from symphony import wire
 from symphony.bus import Bus, drain, send, subscribe
 from symphony.clock import ClusterClock
-from symphony.control import Member
 from symphony.faults import Faults
-from symphony.membership import Event, MemberChanged, Membership, ModelChanged, Refusal, SlotChanged, describe
+from symphony.membership import (
+    Event,
+    MemberChanged,
+    Membership,
+    ModelChanged,
+    PlanChanged,
+    Refusal,
+    SlotChanged,
+    describe,
+)
 from symphony.status import Status, SymphonyError
 from symphony.stopping import StopRequest
 from symphony.waiter import Waiter
@@ -94,7 +104,10 @@ class Shard:
         self._bus = Bus(insecure=settings.insecure)
         self._waiter = Waiter(settings.spin_ns)
         self._frontends = Frontends(self._bus, settings.id, self.faults)
-        self.fleet = Fleet(settings.id, self._bus, self._waiter, self.core, self.table, self.faults)
+        self.assignment = Assignment(settings.id)
+        self.fleet = Fleet(
+            settings.id, self._bus, self._waiter, self.core, self.table, self.assignment, self.faults
+        )
         self._report_at = 0
         self._drain_until: int | None = None
         self._learn_at = 0
@@ -120,6 +133,7 @@ class Shard:
         self.membership = Membership(
             self._bus, s.registry, s.subscribe, member, clock=self.clock, faults=self.faults
         )
+        self._following = Following(self.membership, self.fleet, self.table, self.assignment)
         for watched in (self._submit, self._done, self.stopping.fd, *self.membership.sockets):
             self._waiter.register(watched)
         self._report_at = time.monotonic_ns() + REPORT_NS
@@ -230,8 +244,9 @@ class Shard:
         now = self.clock.now()
         match event:
             case ModelChanged(spec):
-                if any(spec.name in w.member.models for w in self.fleet.workers.values()):
-                    self._learn(now, [w.member for w in self.fleet.workers.values()])
+                self._following.model(now, spec.name)
+            case PlanChanged(plan):
+                self._following.plan(now, plan)
             case MemberChanged(what, member):
                 left = what in ("leave", "death")
                 if member.role == "frontend" and not left:
@@ -241,10 +256,9 @@ class Shard:
                 elif member.role == "frontend":
                     self._frontends.lost(member)
                 elif member.role == "worker" and left:
-                    self.fleet.gone(now, member)
+                    self._following.gone(now, member)
                 elif member.role == "worker":
-                    self.fleet.saw(now, member)
-                    self._learn(now, [member])
+                    self._following.worker(now, member)
             case Refusal(reason, True):
                 raise SymphonyError(f"the broker refuses {self.settings.id}: {reason}")
             case Refusal(reason, False):
@@ -252,26 +266,13 @@ class Shard:
             case SlotChanged() | _:
                 pass
 
-    def _learn(self, now: int, members: list[Member]) -> None:
-        """Take in the models of these workers, and place the workers' GPUs with what is known now."""
-        longer = False
-        for member in members:
-            if member.shard != self.settings.id:
-                continue
-            for name in member.models:
-                spec = self.membership.models.get(name)
-                if spec is not None:
-                    longer |= self.table.learn(now, spec)
-            worker = self.fleet.workers.get(member.id)
-            if worker is not None:
-                self.fleet.place(now, worker)
-        if longer:
-            me = self.membership.me.model_copy(update={"models": list(self.table.names)})
-            self.membership.update(me)
-
     def _follow_links(self) -> None:
         now = self.clock.now()
         self.fleet.read_links(now, self._ready)
+        self.fleet.release(now)
+        if self.fleet.changed:
+            self.fleet.changed = False
+            self._following.announce()
         lost = self.fleet.take_lost()
         if not lost:
             return

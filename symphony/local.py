@@ -91,12 +91,17 @@ def _why_not(config: Config, key: str, port: int, error: OSError) -> str:
 
 
 def is_ready(member: Member, members: Mapping[str, Member]) -> bool:
-    """Whether a member does its work; a worker only once its shard's model table has its models."""
+    """Whether a member does its work; a worker only once its shard's model table has its models.
+
+    Once there is a plan, it may be working for other shards, too.
+    """
     if member.state != "ready":
         return False
     if member.role != "worker":
         return True
     shard = members.get(member.shard or "")
+    if shard is not None and shard.adopted is not None:
+        return True
     return shard is not None and set(member.models) <= set(shard.models)
 
 

@@ -41,7 +41,8 @@ class Payload(NamedTuple):
 class Batch:
     """A planned batch. Rows are in plan order; times ending in ``_ns`` are this process's monotonic ns.
 
-    ``exec_at`` and ``deadline`` are cluster time as in the plan. ``expected_ns`` is l(size).
+    ``exec_at`` and ``deadline`` are cluster time as in the plan. ``expected_ns`` is l(size). ``shard``
+    has planned it.
     ``outputs``: by name, one row for each request whose status is OK, in plan order. ``ran``: how many
     requests were in the batch that the device executed.
     """
@@ -54,6 +55,7 @@ class Batch:
     exec_at: int
     received_ns: int
     expected_ns: int = 0
+    shard: str = ""
     status: U8 = field(init=False)
     inputs: list[Payload | None] = field(init=False)
     errors: dict[int, str] = field(default_factory=dict)

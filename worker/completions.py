@@ -1,6 +1,6 @@
-"""Completion timings: DONE messages for the shard, which predicts by them, and for whoever listens.
+"""Completion timings: DONE messages for the shards, which predict by them, and for whoever listens.
 
-A publisher loses what it publishes before its subscriber's subscription has come. The shard must not
+A publisher loses what it publishes before its subscriber's subscription has come. A shard must not
 miss a completion, so its messages are kept until the subscription is seen (an XPUB tells), and again
 while the connection is lost.
 """
@@ -23,55 +23,81 @@ from worker.batch import Batch
 
 MAX_KEPT: Final = 10_000
 """Messages kept for a shard that has not subscribed; the oldest go first."""
+NEAR: Final = 64
+"""Shards that are connected at once; a worker of a thousand emulated GPUs may work for several."""
+
+
+class _Link:
+    """The way to one run of one shard."""
+
+    __slots__ = ("identity", "kept", "sock", "subscriptions")
+
+    def __init__(self, sock: Sock, identity: tuple[int, str]) -> None:
+        self.sock = sock
+        self.identity = identity
+        self.subscriptions: set[bytes] = set()
+        self.kept: deque[list[bytes]] = deque()
 
 
 class Completions:
-    """Gathers finished batches; one message carries all of one turn of the loop.
+    """Gathers finished batches; one message to each shard carries all of its own of one turn of the loop.
 
     Args:
-        bus: makes the two publishers.
-        waiter: wakes when the shard subscribes.
+        bus: makes the publishers.
+        waiter: wakes when a shard subscribes.
         worker: this worker's id.
         publish: where the broker takes in publications.
+        find: the live shard of an id as the membership knows it; None if there is none.
         faults: counts messages that could not be sent.
     """
 
-    def __init__(self, bus: Bus, waiter: Waiter, worker: str, publish: str, faults: Faults) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        waiter: Waiter,
+        worker: str,
+        publish: str,
+        find: Callable[[str], Member | None],
+        faults: Faults,
+    ) -> None:
         self._bus = bus
         self._waiter = waiter
         self._worker = worker
+        self._find = find
         self._faults = faults
         self._topic = f"done.{worker}".encode()
         self._sequence = 0
-        self._finished: list[Batch] = []
+        self._finished: dict[str, list[Batch]] = {}
         self._ops = bus.connect(zmq.PUB, publish)
-        self._shard: Sock | None = None
-        self._shard_is: tuple[int, str] | None = None
-        self._subscriptions: set[bytes] = set()
-        self._kept: deque[list[bytes]] = deque()
+        self._links: dict[str, _Link] = {}
 
-    def follow_shard(self, shard: Member | None) -> None:
-        """The shard that this worker belongs to, as the membership knows it now; None if it has gone."""
-        endpoint = shard.endpoints.get("done") if shard is not None else None
-        wanted = (shard.incarnation, endpoint) if shard is not None and endpoint is not None else None
-        if wanted == self._shard_is:
-            return
-        if self._shard is not None:
-            self._waiter.unregister(self._shard)
-            self._bus.drop(self._shard)
-        self._shard, self._shard_is = None, wanted
-        self._subscriptions.clear()
-        self._kept.clear()
-        if wanted is not None:
+    def follow(self, shard: str) -> None:
+        """The shard has come, changed, or gone: connect to it as it is now, if it is there."""
+        member = self._find(shard)
+        endpoint = member.endpoints.get("done") if member is not None else None
+        identity = (member.incarnation, endpoint) if member is not None and endpoint is not None else None
+        link = self._links.get(shard)
+        if link is not None and link.identity != identity:
+            self._waiter.unregister(link.sock)
+            self._bus.drop(link.sock)
+            del self._links[shard]
+            link = None
+        if link is None and identity is not None and len(self._links) < NEAR:
             try:
-                self._shard = self._bus.connect(zmq.XPUB, wanted[1])
-                self._waiter.register(self._shard)
+                sock = self._bus.connect(zmq.XPUB, identity[1])
             except BusError as error:
                 self._faults.count("done-bad-endpoint", error)
+                return
+            self._links[shard] = _Link(sock, identity)
+            self._waiter.register(sock)
+
+    def knows(self, shard: str) -> bool:
+        """Whether there is a connection to that shard."""
+        return shard in self._links
 
     def add(self, batch: Batch) -> None:
         """A batch is over, whatever became of it."""
-        self._finished.append(batch)
+        self._finished.setdefault(batch.shard, []).append(batch)
 
     def flush(self, to_cluster: Callable[[int], int]) -> None:
         """Publish what has gathered.
@@ -79,29 +105,35 @@ class Completions:
         ``size`` is what the device executed (0 if nothing was left), ``failed`` what was planned and
         did not end as OK.
         """
-        if self._finished:
-            frames = [self._topic, self._take(to_cluster)]
+        finished, self._finished = self._finished, {}
+        for shard, batches in finished.items():
+            frames = [self._topic, self._message(batches, to_cluster)]
             if not send(self._ops, frames):
                 self._faults.count("done-ops-full")
-            if self._shard is not None:
-                self._kept.append(frames)
-                if len(self._kept) > MAX_KEPT:
-                    self._kept.popleft()
+            if shard not in self._links:
+                self.follow(shard)
+            link = self._links.get(shard)
+            if link is not None:
+                link.kept.append(frames)
+                if len(link.kept) > MAX_KEPT:
+                    link.kept.popleft()
                     self._faults.count("done-lost")
-        if self._shard is not None and self._kept and any(map(self._topic.startswith, self._subscriptions)):
-            while self._kept and send(self._shard, self._kept[0]):
-                self._kept.popleft()
+        for link in self._links.values():
+            if link.kept and any(map(self._topic.startswith, link.subscriptions)):
+                while link.kept and send(link.sock, link.kept[0]):
+                    link.kept.popleft()
 
     def follow_subscriptions(self, ready: Collection[Any]) -> None:
-        """Look what the shard has subscribed to, if its socket is among those that have input."""
-        if self._shard is None or self._shard not in ready:
-            return
-        for subscription, *_ in drain(self._shard):
-            change = self._subscriptions.add if subscription[:1] == b"\x01" else self._subscriptions.discard
-            change(subscription[1:])
+        """Look what shards have subscribed to, on those sockets that have input."""
+        for link in self._links.values():
+            if link.sock not in ready:
+                continue
+            for subscription, *_ in drain(link.sock):
+                known = link.subscriptions
+                change = known.add if subscription[:1] == b"\x01" else known.discard
+                change(subscription[1:])
 
-    def _take(self, to_cluster: Callable[[int], int]) -> bytes:
-        done, self._finished = self._finished, []
+    def _message(self, done: list[Batch], to_cluster: Callable[[int], int]) -> bytes:
         names = list(dict.fromkeys(batch.model for batch in done))
         self._sequence += 1
         message = wire.Done(

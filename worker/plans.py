@@ -29,6 +29,7 @@ def batches(plan: Plan, received_ns: int) -> Iterator[Batch]:
             deadline=plan.deadline[rows],
             exec_at=int(plan.exec_at[i]),
             received_ns=received_ns,
+            shard=plan.shard,
         )
 
 

@@ -148,7 +148,9 @@ class Worker:
             faults=self.faults,
         )
         self._frontends = Frontends(bus, self._waiter, self.faults)
-        self._completions = Completions(bus, self._waiter, settings.id, settings.publish, self.faults)
+        self._completions = Completions(
+            bus, self._waiter, settings.id, settings.publish, self._shard, self.faults
+        )
         for source in (self._dispatch, *self._membership.sockets):
             self._waiter.register(source)
 
@@ -185,8 +187,8 @@ class Worker:
                 case MemberChanged():
                     for slot in self._frontends.follow(event):
                         self._runner.lost(slot)
-                    if event.member.id == self._settings.shard:
-                        self._completions.follow_shard(self._shard())
+                    if event.member.role == "scheduler" and self._works_for(event.member.id):
+                        self._completions.follow(event.member.id)
                 case Joined():
                     self._numbers = frozenset(gpu.number for gpu in event.member.gpus)
                     _log.info("joined as %s with GPUs %s", event.member.id, span(self._numbers))
@@ -198,8 +200,11 @@ class Worker:
                     pass
         self._cluster_due = self._membership.next_wakeup()
 
-    def _shard(self) -> Member | None:
-        member = self._membership.members.get(self._settings.shard)
+    def _works_for(self, shard: str) -> bool:
+        return shard == self._settings.shard or self._completions.knows(shard)
+
+    def _shard(self, shard: str) -> Member | None:
+        member = self._membership.members.get(shard)
         return member if member is not None and member.role == "scheduler" else None
 
     def _follow_device(self) -> None:
@@ -327,7 +332,14 @@ class Worker:
 def given_up(batch: Batch) -> Batch:
     """A copy of a batch whose requests are all ``UNAVAILABLE``; the device may still hold the original."""
     copy = Batch(
-        batch.id, batch.gpu, batch.model, batch.key, batch.deadline, batch.exec_at, batch.received_ns
+        batch.id,
+        batch.gpu,
+        batch.model,
+        batch.key,
+        batch.deadline,
+        batch.exec_at,
+        batch.received_ns,
+        shard=batch.shard,
     )
     copy.settle_pending(Status.UNAVAILABLE, "the worker stops")
     return copy
