@@ -9,6 +9,8 @@ from typing import Any
 
 from symphony.status import SymphonyError
 
+from .tables import ratios_by_point
+
 
 def _pyplot() -> Any:
     try:
@@ -43,6 +45,23 @@ def line_plot(
     axes.set(xlabel=x, ylabel=y, title=title)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def ratio_plot(path: Path, results: Sequence[Mapping[str, Any]], ours: str, metric: str, title: str) -> None:
+    """Per other policy the ratio of ``ours`` to it at every point, in rising order."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    for other, values in ratios_by_point(results, ours, metric).items():
+        ordered = sorted(values.values())
+        places = [(i + 0.5) / len(ordered) for i in range(len(ordered))]
+        axes.plot(places, ordered, marker="o", markersize=3, label=other)
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set(xlabel="share of the points", ylabel=f"{ours} / other, {metric}", title=title, yscale="log")
+    axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -54,6 +54,13 @@ COLUMNS = (
     "--compare", metavar="P1,P2,…", help="Run these policies and baselines side by side on the same arrivals."
 )
 @click.option("--json", "json_to", metavar="FILE", help="Write results as JSON; - for standard output.")
+@click.option(
+    "--csv",
+    "csv_to",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write results as CSV: a line per run and model, and one per run for the whole (model `total`).",
+)
 @click.option("--plots", type=click.Path(path_type=Path), metavar="DIR", help="Write plots there (PNG).")
 @click.option(
     "--trace-out",
@@ -69,12 +76,14 @@ def command(
     seeds: int,
     compare: str | None,
     json_to: str | None,
+    csv_to: Path | None,
     plots: Path | None,
     trace_out: Path | None,
 ) -> None:
     """Simulate EXPERIMENT (a YAML file): offered load, GPUs and network under a virtual clock.
 
-    A file with a `study` key is a whole series: every point under every policy in one table.
+    A file with a `study` key is a whole series: every point under every policy in one table; its
+    JSON and CSV files are written anew after every run, so that nothing is lost if it is stopped.
 
     The scheduling core is the one that serves live. Prints a table; --json writes everything, one
     object, or with --compare a list of them. Rates are in requests/s, times in ms.
@@ -84,13 +93,14 @@ def command(
     from simulator.experiment import load_experiment
     from simulator.plots import check_plots, result_plots
     from simulator.study import is_study
+    from simulator.tables import csv_text
 
     if is_study(experiment):
         if policy or find or compare or trace_out:
             raise click.UsageError(
                 "a study says itself what is run: use --set study.compare=[…] and the like"
             )
-        _study(experiment, dict(_setting(text) for text in settings), json_to, plots)
+        _study(experiment, dict(_setting(text) for text in settings), json_to, csv_to, plots)
         return
     what = load_experiment(experiment, dict(_setting(text) for text in settings))
     names = [name.strip() for name in compare.split(",")] if compare else [policy or what.policy]
@@ -104,6 +114,8 @@ def command(
         check_plots(plots)
     with _progress() as note:
         results = [_one(what, name, find, seeds, trace_out, note(name)) for name in names]
+    if csv_to is not None:
+        _write(csv_to, csv_text(results))
     if plots is not None:
         result_plots(plots, results)
     if _wrote(json_to, results if compare else results[0]):
@@ -119,15 +131,18 @@ def _one(what: Any, name: str, find: bool, seeds: int, trace_out: Path | None, n
     return run_once(what, name, progress=lambda share: note("", share), trace_out=trace_out)
 
 
-def _study(path: Path, settings: dict[str, str], json_to: str | None, plots: Path | None) -> None:
+def _study(
+    path: Path, settings: dict[str, str], json_to: str | None, csv_to: Path | None, plots: Path | None
+) -> None:
     """Run all points of a study under all its policies; one table, one plot per group of points."""
-    from simulator.plots import check_plots, line_plot
+    from simulator.plots import check_plots, line_plot, ratio_plot
     from simulator.study import lines, load_study, run_point
+    from simulator.tables import csv_text
 
     study, points = load_study(path, settings)
     if plots is not None:
         check_plots(plots)
-    results = []
+    results: list[dict[str, Any]] = []
     with _progress() as note:
         told = note(path.stem)
         runs = [(point, policy) for point in points for policy in study.compare]
@@ -137,10 +152,17 @@ def _study(path: Path, settings: dict[str, str], json_to: str | None, plots: Pat
                 told(text, (i + share) / len(runs))
 
             results.append(run_point(study, point, policy, within))
-    if plots is not None:
+            if json_to not in (None, "-"):
+                _wrote(json_to, results)
+            if csv_to is not None:
+                _write(csv_to, csv_text(results))
+    if plots is not None and study.ratios:
+        ratio_plot(plots / f"{path.stem}.png", results, study.compare[0], study.metric, study.title)
+    elif plots is not None:
         for i, (title, drawn) in enumerate(lines(study, results).items()):
             line_plot(plots / f"{path.stem}-{i}.png", drawn, "", study.metric, title)
-    if _wrote(json_to, results):
+    if json_to == "-":
+        _wrote(json_to, results)
         return
     keys = list(points[0].at)
     table = Table(*keys, box=box.SIMPLE_HEAD, title=study.title or path.stem)
@@ -154,6 +176,21 @@ def _study(path: Path, settings: dict[str, str], json_to: str | None, plots: Pat
         if study.goodput:
             cells.append(_number(mine[0]["fluid_ideal_rps"]))
         table.add_row(*(escape(str(point.at[key])) for key in keys), *cells)
+    _console().print(table)
+    if study.ratios:
+        _print_ratios(results, study.compare[0], study.metric)
+
+
+def _print_ratios(results: list[dict[str, Any]], ours: str, metric: str) -> None:
+    """How the first policy compares with each of the others over all points."""
+    from simulator.tables import ratios
+
+    heads = ("over", "points", "above", "least", "10 %", "median", "90 %", "most", "least at")
+    table = Table(*heads, box=box.SIMPLE_HEAD, title=f"{metric}: {ours} as a share of the others")
+    for row in ratios(results, ours, metric):
+        numbers = (row.least, row.low, row.median, row.high, row.most)
+        cells = (row.other, str(row.points), str(row.wins), *(f"{x:.3f}" for x in numbers), row.worst)
+        table.add_row(*map(escape, cells))
     _console().print(table)
 
 

@@ -9,8 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 import simulator
+from simulator.engine import cluster_of
 from simulator.experiment import ExperimentError
-from simulator.study import is_study, load_study
+from simulator.fluid import fluid_ideal
+from simulator.study import is_study, load_study, run_point
 from symphony.cli.simulate import command
 
 TEXT = """
@@ -49,6 +51,28 @@ def test_points(path: Path) -> None:
     assert points[0].scale / points[1].scale == pytest.approx(0.4)
 
 
+def test_objectives_by_factor_and_length_by_requests(path: Path) -> None:
+    sweep = {"study.sweep": "{slo_factor: [5, 10], models.alpha_ms: [1.082, 0.1]}", "study.cases": "{}"}
+    _, points = load_study(path, sweep | {"study.requests": "5000", "network": "{result_us: 1000}"})
+    slos = [point.experiment.models[0].slo_ms for point in points]
+    assert slos == pytest.approx([5 * 7.286, 5 * 6.304, 10 * 7.286, 10 * 6.304])
+    for point in points:
+        cluster = cluster_of(point.experiment)
+        ideal = fluid_ideal(cluster)
+        assert ideal is not None
+        assert point.experiment.seconds == pytest.approx(
+            max(5000 / ideal, 40 * slos[points.index(point)] / 1e3)
+        )
+
+
+def test_a_metric_is_the_mean_over_the_seeds(path: Path) -> None:
+    study, points = load_study(path, {"study.seeds": "3", "study.metric": "p50_ms"})
+    result = run_point(study, points[0], "eager", lambda text, share: None)
+    assert list(result["by_seed"]) == ["1", "2", "3"]
+    assert len(set(result["by_seed"].values())) == 3
+    assert result["p50_ms"] == pytest.approx(sum(result["by_seed"].values()) / 3)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -56,6 +80,7 @@ def test_points(path: Path) -> None:
         ({"study.compare": "[]"}, "study: compare"),
         ({"study.what": "1"}, "study: what: unknown key"),
         ({"study.sweep": "{models.slo_ms: [50, 3]}"}, r"\(case near, models.slo_ms 3\).*can never be served"),
+        ({"study.sweep": "{slo_factor: [0.5]}"}, "slo_factor 0.5: expected 1 or more"),
         ({"study.sweep": "{load: [0]}"}, "load 0: expected a share"),
     ],
 )
@@ -76,6 +101,10 @@ def test_the_command(path: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert CliRunner().invoke(command, [str(path), "--plots", str(tmp_path / "p")]).exit_code == 0
     assert len(list((tmp_path / "p").iterdir())) == 4
+    args = [str(path), "--plots", str(tmp_path / "r"), "--set", "study.ratios=true", "--set", "study.seeds=1"]
+    result = CliRunner().invoke(command, args)
+    assert "deferred as a share of the others" in result.output
+    assert [file.name for file in (tmp_path / "r").iterdir()] == ["study.png"]
 
 
 def test_goodput_of_a_study(path: Path) -> None:
