@@ -18,8 +18,11 @@ from symphony import wire
 from symphony.bus import Bus, BusError, Sock, drain, send
 from symphony.control import Member
 from symphony.faults import Faults
+from symphony.status import Status
 from symphony.waiter import Waiter
+from worker import columns
 from worker.batch import Batch
+from worker.emulated import Ended
 
 MAX_KEPT: Final = 10_000
 """Messages kept for a shard that has not subscribed; the oldest go first."""
@@ -68,6 +71,7 @@ class Completions:
         self._topic = f"done.{worker}".encode()
         self._sequence = 0
         self._finished: dict[str, list[Batch]] = {}
+        self._encoded: list[tuple[str, bytes]] = []
         self._ops = bus.connect(zmq.PUB, publish)
         self._links: dict[str, _Link] = {}
 
@@ -99,6 +103,13 @@ class Completions:
         """A batch is over, whatever became of it."""
         self._finished.setdefault(batch.shard, []).append(batch)
 
+    def add_columns(self, ended: Ended, offset_ns: int, status: Status) -> None:
+        """Batches of an emulated device are over; ``offset_ns``: cluster time minus monotonic time."""
+        for shard in np.unique(ended.shard).tolist():
+            self._sequence += 1
+            body = columns.done(self._worker, self._sequence, ended, shard, offset_ns, status)
+            self._encoded.append((ended.shards[shard], body))
+
     def flush(self, to_cluster: Callable[[int], int]) -> None:
         """Publish what has gathered.
 
@@ -106,8 +117,10 @@ class Completions:
         did not end as OK.
         """
         finished, self._finished = self._finished, {}
-        for shard, batches in finished.items():
-            frames = [self._topic, self._message(batches, to_cluster)]
+        bodies, self._encoded = self._encoded, []
+        bodies += [(shard, self._message(batches, to_cluster)) for shard, batches in finished.items()]
+        for shard, body in bodies:
+            frames = [self._topic, body]
             if not send(self._ops, frames):
                 self._faults.count("done-ops-full")
             if shard not in self._links:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -11,15 +11,17 @@ from symphony.profile import Profile
 from symphony.status import Status
 from symphony.wire import Plan
 from worker.batch import Batch
+from worker.emulated import EmulatedGpus
 
 MAX_OUTSTANDING: Final = 65_536
 """Requests in batches that have not finished, per GPU; a scheduler plans one or two batches ahead."""
 
 
-def batches(plan: Plan, received_ns: int) -> Iterator[Batch]:
-    """The plan's batches in its order."""
+def batches(plan: Plan, received_ns: int, only: Iterable[int] | None = None) -> Iterator[Batch]:
+    """The plan's batches in its order; those at the positions in ``only`` if that is given."""
     ends = np.cumsum(plan.size, dtype=np.int64).tolist()
-    for i, end in enumerate(ends):
+    for i in range(len(ends)) if only is None else only:
+        end = ends[i]
         rows = slice(end - int(plan.size[i]), end)
         yield Batch(
             id=int(plan.batch[i]),
@@ -31,6 +33,25 @@ def batches(plan: Plan, received_ns: int) -> Iterator[Batch]:
             received_ns=received_ns,
             shard=plan.shard,
         )
+
+
+def take_columns(plan: Plan, device: EmulatedGpus, gpus: Collection[int], received_ns: int) -> list[int]:
+    """Start what can be run of a plan; returns the positions of the other batches.
+
+    What :func:`refusal` has nothing against is taken, as long as the requests that wait are within the
+    limit; from the first batch that is not, the rest is left.
+    """
+    good = device.runnable(plan)
+    numbers, where = np.unique(plan.gpu, return_inverse=True)
+    good &= np.array([number in gpus for number in numbers.tolist()], np.bool_)[where]
+    room = MAX_OUTSTANDING * len(gpus) - device.requests
+    if int(plan.size.sum(dtype=np.int64)) > room:
+        good &= np.cumsum(np.where(good, plan.size, 0), dtype=np.int64) <= room
+    if good.all():
+        device.start(plan, np.arange(good.size), received_ns)
+        return []
+    device.start(plan, np.flatnonzero(good), received_ns)
+    return np.flatnonzero(~good).tolist()
 
 
 def refusal(

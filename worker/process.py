@@ -30,9 +30,10 @@ from symphony.membership import Joined, MemberChanged, Membership, Refusal, desc
 from symphony.status import Status, SymphonyError
 from symphony.waiter import Waiter
 from symphony.wire import WireError
-from worker import plans
+from worker import columns, plans
 from worker.batch import Batch, results
 from worker.completions import Completions
+from worker.emulated import Ended
 from worker.frontends import Frontends
 from worker.holdings import Ready
 from worker.lifecycle import State
@@ -75,6 +76,7 @@ class Worker:
     def __init__(self, settings: Settings, runner: Runner) -> None:
         self._settings = settings
         self._runner = runner
+        self._device = runner.columns
         self.faults = Faults(_log)
         self._stop_fd, self._stop_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopping = False
@@ -162,6 +164,8 @@ class Worker:
             self._take_plans(ready)
             self._take_inputs(ready)
             self._answer(self._runner.advance(time.monotonic_ns()))
+            if self._device is not None:
+                self._answer_columns(self._device.finish(time.monotonic_ns()), Status.OK)
             self._completions.follow_subscriptions(ready)
             self._completions.flush(self._clock.to_cluster)
             self._frontends.expire(time.monotonic_ns())
@@ -224,7 +228,7 @@ class Worker:
         if self._stopping and self._drain_since is None:
             self._drain_since = time.monotonic_ns()
             self._waiter.unregister(self._stop_fd)
-            _log.info("draining: %d batches are left", len(self._outstanding))
+            _log.info("draining: %d batches are left", self._left())
             self._announce("draining")
         elif not self._announced and self._ready is not None and self._numbers:
             self._announced = True
@@ -250,7 +254,7 @@ class Worker:
 
     def _stats(self) -> dict[str, Any]:
         faults = dict(self.faults.counts.most_common(20))
-        return {**self._counts, "outstanding": len(self._outstanding), "faults": faults}
+        return {**self._counts, "outstanding": self._left(), "faults": faults}
 
     # -- batches ---------------------------------------------------------------------------------
 
@@ -264,12 +268,18 @@ class Worker:
             except WireError as error:
                 self.faults.count(f"dispatch-{error.reason}", error)
                 continue
-            for batch in plans.batches(plan, now):
+            rest = None
+            if self._device is not None:
+                rest = plans.take_columns(plan, self._device, self._numbers, now)
+            for batch in plans.batches(plan, now, rest):
                 self._accept(batch)
 
     def _accept(self, batch: Batch) -> None:
         profiles = self._ready.profiles if self._ready is not None else {}
-        no = plans.refusal(batch, profiles, self._numbers, self._waiting_requests)
+        waiting = self._waiting_requests + (0 if self._device is None else self._device.requests)
+        no = plans.refusal(batch, profiles, self._numbers, waiting)
+        if no is None and self._device is not None and batch.key.size:
+            no = Status.OVERLOADED, f"{waiting} requests wait here already"
         if no is None and batch.key.size:
             batch.expected_ns = profiles[batch.model].latency(int(batch.key.size))
             self._outstanding[id(batch)] = batch
@@ -312,19 +322,36 @@ class Worker:
                 self._frontends.reply(slot, frames, until)
             self._completions.add(batch)
 
+    def _answer_columns(self, parts: Iterable[Ended], status: Status) -> None:
+        offset = self._clock.offset_ns
+        for ended in parts:
+            self._counts["batches"] += ended.batch.size
+            self._counts["requests"] += ended.key.size
+            self._counts["not_ok"] += 0 if status == Status.OK else ended.key.size
+            for reply in columns.replies(self._settings.id, ended, offset, status):
+                until = self._clock.to_monotonic(reply.last_due) + ANSWER_GRACE_NS
+                self._frontends.reply(reply.slot, [reply.frame], until)
+            self._completions.add_columns(ended, offset, status)
+
     # -- the end ---------------------------------------------------------------------------------
+
+    def _left(self) -> int:
+        """Batches that have not ended."""
+        return len(self._outstanding) + (0 if self._device is None else len(self._device))
 
     def _finished(self) -> bool:
         if self._drain_since is None:
             return False
         waited = time.monotonic_ns() - self._drain_since
         known = self._announced and self._membership.broker_alive and self._error is None
-        if not self._outstanding and (waited >= FAREWELL_NS or not known):
+        if not self._left() and (waited >= FAREWELL_NS or not known):
             return True
         if waited < self._drain_ns:
             return False
-        _log.warning("%d batches did not finish in time", len(self._outstanding))
+        _log.warning("%d batches did not finish in time", self._left())
         self._answer([given_up(batch) for batch in self._outstanding.values()])
+        if self._device is not None:
+            self._answer_columns(self._device.abandon(), Status.UNAVAILABLE)
         self._completions.flush(self._clock.to_cluster)
         return True
 

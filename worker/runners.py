@@ -21,6 +21,8 @@ from worker.lifecycle import Change
 class Runner(Protocol):
     """Takes batches and gives them back settled. Times are monotonic ns; no method blocks."""
 
+    columns: EmulatedGpus | None
+    """Takes what can be run of a plan as columns, in place of :meth:`accept`; None: batch by batch."""
     fd: int | None
     """Turns readable when :meth:`advance` or :meth:`ready` has news; None if it is by time only."""
 
@@ -73,8 +75,9 @@ class EmulatedRunner:
     def __init__(self, definitions: Sequence[Definition], gpu_type: str, memory_mb: int = 0) -> None:
         self._first = definitions
         self._models = EmulatedModels(gpu_type, memory_mb)
-        self._gpus = EmulatedGpus(self._models.profiles)
+        self.columns: EmulatedGpus | None = EmulatedGpus(self._models.profiles)
         self.gpu_type = gpu_type
+        self._told: Ready | None = None
 
     def start(self) -> None:
         """Begin to load; what takes no time is there at once."""
@@ -82,7 +85,11 @@ class EmulatedRunner:
 
     def ready(self) -> Ready | None:
         """Once the first models have been there for their ``load_ms``."""
-        return self._models.ready()
+        ready = self._models.ready()
+        if ready is not self._told and self.columns is not None:
+            self._told = ready
+            self.columns.changed()
+        return ready
 
     def want(self, now: int, definitions: Sequence[Definition]) -> None:
         """Each takes its ``load_ms``, one after the other."""
@@ -93,9 +100,8 @@ class EmulatedRunner:
         return self._models.changes()
 
     def accept(self, batch: Batch, exec_at_ns: int, first_ns: int, last_ns: int) -> list[Fetch]:
-        """Start it when its GPU is free; there is nothing to ask for."""
-        self._gpus.start(batch)
-        return []
+        """Never asked: what can be run comes in columns."""
+        raise SymphonyError(f"batch {batch.id} did not come in columns")
 
     def arrived(self, slots: Collection[int], message: Tensors, frames: Sequence[Any]) -> int:
         """Nobody asked."""
@@ -105,13 +111,14 @@ class EmulatedRunner:
         """A batch on a GPU goes on, whoever wanted it."""
 
     def advance(self, now: int) -> list[Batch]:
-        """Batches whose end has come, and loads."""
+        """Loads whose end has come; batches end in :attr:`columns`."""
         self._models.advance(now)
-        return list(self._gpus.finish(now))
+        return []
 
     def next_wakeup(self, now: int) -> int | None:
         """The next end of a batch or a load."""
-        return earliest(self._gpus.next_wakeup(), self._models.next_wakeup())
+        ends = self.columns.next_wakeup() if self.columns is not None else None
+        return earliest(ends, self._models.next_wakeup())
 
     def failure(self) -> Exception | None:
         """Emulated GPUs do not break."""
@@ -128,6 +135,7 @@ class DeviceRunner:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._intake = Intake()
+        self.columns: EmulatedGpus | None = None
         self.fd: int | None = executor.fd
 
     @property

@@ -85,7 +85,13 @@ class FakeFrontend:
         return [wire.encode_tensors(header), *frames]
 
     def _take(self, header: bytes, frames: list[bytes]) -> None:
-        result = wire.decode_result(header, len(frames))
+        if wire.kind_of(header) == wire.RESULTS:
+            for result in separate(wire.decode_results(header)):
+                self._take_result(result, [])
+        else:
+            self._take_result(wire.decode_result(header, len(frames)), frames)
+
+    def _take_result(self, result: Result, frames: list[bytes]) -> None:
         self.results.append(result)
         served = int((result.status == Status.OK).sum())
         rows = {
@@ -104,6 +110,17 @@ class FakeFrontend:
     def die(self) -> None:
         """As the registry would tell it."""
         self._peers.registry.dead(self.member.id, self.member.incarnation)
+
+
+def separate(results: wire.Results) -> Iterator[Result]:
+    """The RESULT messages that would have said the same."""
+    ends = np.cumsum(results.count).tolist()
+    for i, end in enumerate(ends):
+        rows = slice(end - int(results.count[i]), end)
+        model = results.models[int(results.model[i])]
+        numbers = (int(column[i]) for column in (results.batch, results.gpu, results.size, results.started))
+        finished = int(results.finished[i])
+        yield Result(results.worker, model, *numbers, finished, results.key[rows], results.status[rows], [])
 
 
 class FakePeers:
