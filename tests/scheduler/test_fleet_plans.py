@@ -12,6 +12,7 @@ import pytest
 from shard_parts import MS, spec
 from test_outstanding import dispatches
 
+from scheduler.assignment import Assignment
 from scheduler.core.machine import Core
 from scheduler.fleet import Fleet
 from scheduler.table import ModelTable
@@ -35,7 +36,8 @@ class Parts:
         self.table = ModelTable(self.core, self.faults)
         for name in MODELS:
             self.table.learn(0, spec(name))
-        self.fleet = Fleet("shard-0", self.bus, self.waiter, self.core, self.table, self.faults)
+        assigned = Assignment("shard-0")
+        self.fleet = Fleet("shard-0", self.bus, self.waiter, self.core, self.table, assigned, self.faults)
 
     def worker(self, name: str, gpus: list[int]) -> None:
         infos = [GpuInfo(number=number, type="t") for number in gpus]
