@@ -1,3 +1,4 @@
+cimport cython
 
 cdef class Actions:
     cdef public long long dispatched
@@ -17,9 +18,15 @@ cdef class Actions:
     cdef public long long[::1] drop_deadline
     cdef public long long[::1] drop_reason
 
+    cdef public tuple batch_views
+    cdef public tuple request_views
+    cdef public tuple drop_views
+
     cpdef void clear(self) noexcept
     cpdef long long open_batch(self, long long model, long long priority, long long gpu, long long size, long long batch, long long exec_at, long long finish_at) except -1
     cpdef void drop(self, unsigned long long key, long long model, long long deadline, long long reason) except *
-    cdef _grow_batches(self)
-    cdef _grow_requests(self, long long needed)
-    cdef _grow_drops(self)
+    @cython.locals(i="long long", start="long long")
+    cpdef long long open_drops(self, long long n, long long model, long long reason) except -1
+    cdef _grow_batches(self, long long more)
+    cdef _grow_requests(self, long long more)
+    cdef _grow_drops(self, long long more)

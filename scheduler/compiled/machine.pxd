@@ -1,7 +1,6 @@
 cimport cython
 from scheduler.compiled.gpus cimport Gpus
 from scheduler.compiled.heap cimport Heap
-from scheduler.compiled.meter cimport Meter
 from scheduler.compiled.models cimport Models
 from scheduler.compiled.queues cimport Queues
 from scheduler.compiled.window cimport Window
@@ -16,24 +15,32 @@ cdef long long MOST_MODELS
 cdef long long LARGEST_BATCH
 cdef long long TYPES
 cdef long long ABSENT
-cdef long long SAMPLE_NS
 cdef long long FULL
 cdef long long UNKNOWN
 cdef long long OUT_OF_RANGE
 cdef long long DUPLICATE
 cdef long long UNSERVED
 cdef long long HANDED_BACK
+cdef long long FIELDS
+cdef long long UNTIL
+cdef long long STOP
+cdef long long TAIL
+cdef long long LAST
+cdef long long BASE
+cdef long long MASK
 
 cdef class Core(Window):
     cpdef add_model(self, long long model, long long slo_ns, long long max_batch)
     cpdef bint has_model(self, long long model) noexcept
     cpdef bint has_gpu(self, long long gpu) noexcept
     cdef _serve_all(self)
+    @cython.locals(alike=bint)
     cdef _serve_one(self, long long model)
     cdef _changed(self, long long now, bint everything)
     @cython.locals(
         m="const unsigned int[:]", d="const long long[:]", k="const unsigned long long[:]",
-        p="const unsigned char[:]",
+        p="const unsigned char[:]", touched=Heap, which="long long", due="long long",
+        ident="unsigned long long", rank="long long", slot="long long", fresh=bint,
     )
     cpdef submit(self, long long now, model, deadline, key, priority=*, bint again=*)
     cpdef arrive(self, long long now, long long model, long long deadline, unsigned long long key)
@@ -45,6 +52,6 @@ cdef class Core(Window):
     )
     cpdef complete(self, long long now, gpu, batch, finished)
     cpdef advance(self, long long now)
-    @cython.locals(ready=Heap)
+    @cython.locals(ready=Heap, pending=Heap)
     cpdef long long next_wakeup(self) except? -1
     cpdef clear_actions(self)

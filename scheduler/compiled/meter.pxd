@@ -4,13 +4,12 @@ cdef long long SAMPLES
 cdef class Meter:
     cdef public long long lanes
     cdef public int[::1] counts
-    cdef public long long[::1] current
+    cdef public long long[::1] before
     cdef public long long[::1] total
     cdef public long long[::1] sample
     cdef public long long[::1] first
 
     cpdef add_lane(self)
-    cpdef void roll(self, long long lane, long long sample) noexcept
-    cpdef void add(self, long long lane, int n) noexcept
+    cpdef void roll(self, long long lane, long long sample, long long ever) noexcept
     cpdef long long window_ns(self, long long lane) noexcept
     cpdef void clear(self, long long lane) noexcept

@@ -1,7 +1,11 @@
 cdef class Policy:
     cdef public str name
 
+    cpdef long long calm(self, long long target, long long most) noexcept
     cpdef long long opens(self, long long now, long long size, long long target, bint full, long long frontrun, long long latest, long long arrived) noexcept
+
+cdef class Deferred(Policy):
+    pass
 
 cdef class Eager(Policy):
     pass

@@ -1,20 +1,30 @@
+cimport cython
+
 cdef long long SMALLEST_RING
+cdef long long LARGE_RING
+cdef long long FIELDS
+cdef long long UNTIL
+cdef long long STOP
+cdef long long TAIL
+cdef long long LAST
+cdef long long BASE
+cdef long long MASK
+cdef long long HEAD
+cdef long long FIRST
 
 cdef class Queues:
     cdef public long long lanes
-    cdef public long long[::1] base
-    cdef public long long[::1] mask
-    cdef public long long[::1] head
-    cdef public long long[::1] count
-    cdef public long long[::1] first
-    cdef public long long[::1] last
-    cdef public long long[::1] finish
-    cdef public unsigned long long[::1] key
+    cdef public long long[::1] record
+    cdef public unsigned long long[::1] slab
     cdef public long long _used
     cdef public dict _spare
 
     cpdef long long add_lane(self) except -1
-    cpdef void push(self, long long lane, long long finish, unsigned long long key) except *
-    cpdef void pop(self, long long lane, long long n) noexcept
+    cpdef long long count(self, long long lane) noexcept
+    @cython.locals(other="long long")
+    cpdef void push(self, long long lane, long long deadline, unsigned long long key) except *
+    cpdef void pop(self, long long lane, long long n) except *
     cpdef long long at(self, long long lane, long long i) noexcept
-    cpdef grow(self, long long lane)
+    cpdef void copy(self, long long lane, long long n, unsigned long long[::1] key, long long[::1] deadline, long long to) noexcept
+    @cython.locals(start="long long", i="long long", at="long long", to="long long")
+    cdef _move(self, long long lane, long long size)

@@ -2,9 +2,8 @@ cimport cython
 from scheduler.compiled.actions cimport Actions
 from scheduler.compiled.gpus cimport Gpus
 from scheduler.compiled.heap cimport Heap
-from scheduler.compiled.meter cimport Meter
+from scheduler.compiled.lanes cimport Lanes
 from scheduler.compiled.models cimport Models
-from scheduler.compiled.policies cimport Policy
 from scheduler.compiled.queues cimport Queues
 
 cdef long long PRIORITIES
@@ -18,39 +17,25 @@ cdef long long SAMPLE_NS
 cdef long long EXPIRED
 cdef long long WINDOW
 cdef long long UNSERVED
+cdef long long FIELDS
+cdef long long TAIL
+cdef long long FIRST
 
-cdef class Window:
-    cdef public Policy policy
+cdef class Window(Lanes):
     cdef public long long control
-    cdef public long long data
-    cdef public long long result
     cdef public long long margin
-    cdef public long long max_queue
     cdef public long long horizon
-    cdef public long long now
     cdef public long long batches
     cdef public long long clock_steps
     cdef public long long submitted
     cdef public long long strange_completions
-    cdef public Queues queues
-    cdef public Meter meter
-    cdef public Models models
     cdef public Gpus gpus
     cdef public Actions actions
-    cdef public long long[::1] lane_of
-    cdef public long long[::1] lane_model
-    cdef public long long[::1] lane_priority
-    cdef public long long[::1] lane_target
-    cdef public long long[::1] lane_target_sample
-    cdef public long long[::1] lane_size
-    cdef public signed char[::1] lane_dirty
-    cdef public long long[::1] dirty
     cdef public long long[::1] fast
     cdef public long long[::1] fast_at
+    cdef public signed char[::1] steady
     cdef public unsigned long long[::1] last_key
     cdef public long long[::1] type_margin
-    cdef public Heap pending
-    cdef public list ready
     cdef public list parked
     cdef public bint refused
     cdef public bint skipped
@@ -66,10 +51,7 @@ cdef class Window:
     cdef long long _ends(self, long long at, long long size, long long now, long long free) noexcept
     cdef void _drop(self, long long lane, long long n, long long reason) except *
     @cython.locals(ready=Heap)
-    cdef void _rest(self, long long lane) noexcept
-    @cython.locals(ready=Heap)
     cdef void _reform(self, long long lane, long long now) except *
     cdef long long _kind(self, long long model) noexcept
     cdef long long _reduce(self, long long lane, long long model, long long kind, long long now) except? -9
-    cdef void _aim(self, long long lane, long long model, long long at, long long now) noexcept
-    cdef long long _new_lane(self, long long model, long long priority) except -1
+    cdef void _aim(self, long long lane, long long model, long long at) noexcept

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from array import array
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .columns import widen
 
@@ -38,25 +38,35 @@ class Drops(NamedTuple):
 
 
 class Actions:
-    """What has come out since the last :meth:`clear`."""
+    """What has come out since the last :meth:`clear`.
+
+    ``batch_views``, ``request_views`` and ``drop_views`` show the whole columns; they are made when the
+    columns grow, so that handing out what is in them is a slice each.
+    """
 
     def __init__(self) -> None:
         self.dispatched = 0
         self.requests = 0
         self.dropped = 0
-        self.model = array("q", bytes(8 * 256))
-        self.priority = array("q", bytes(8 * 256))
-        self.gpu = array("q", bytes(8 * 256))
-        self.size = array("q", bytes(8 * 256))
-        self.batch = array("q", bytes(8 * 256))
-        self.exec_at = array("q", bytes(8 * 256))
-        self.finish_at = array("q", bytes(8 * 256))
-        self.key = array("Q", bytes(8 * 4096))
-        self.deadline = array("q", bytes(8 * 4096))
-        self.drop_key = array("Q", bytes(8 * 1024))
-        self.drop_model = array("q", bytes(8 * 1024))
-        self.drop_deadline = array("q", bytes(8 * 1024))
-        self.drop_reason = array("q", bytes(8 * 1024))
+        self.model = array("q")
+        self.priority = array("q")
+        self.gpu = array("q")
+        self.size = array("q")
+        self.batch = array("q")
+        self.exec_at = array("q")
+        self.finish_at = array("q")
+        self.key = array("Q")
+        self.deadline = array("q")
+        self.drop_key = array("Q")
+        self.drop_model = array("q")
+        self.drop_deadline = array("q")
+        self.drop_reason = array("q")
+        self.batch_views: tuple[memoryview, ...] = ()
+        self.request_views: tuple[memoryview, ...] = ()
+        self.drop_views: tuple[memoryview, ...] = ()
+        self._grow_batches(256)
+        self._grow_requests(4096)
+        self._grow_drops(1024)
 
     def clear(self) -> None:
         """Forget what has been read."""
@@ -70,10 +80,10 @@ class Actions:
         """Add a batch; returns where its requests go in ``key`` and ``deadline``."""
         n = self.dispatched
         if n >= len(self.model):
-            self._grow_batches()
+            self._grow_batches(n)
         start = self.requests
         if start + size > len(self.key):
-            self._grow_requests(start + size)
+            self._grow_requests(max(size, len(self.key)))
         self.model[n] = model
         self.priority[n] = priority
         self.gpu[n] = gpu
@@ -87,59 +97,80 @@ class Actions:
 
     def drop(self, key: int, model: int, deadline: int, reason: int) -> None:
         """Add a request that leaves."""
-        n = self.dropped
-        if n >= len(self.drop_key):
-            self._grow_drops()
-        self.drop_key[n] = key
-        self.drop_model[n] = model
-        self.drop_deadline[n] = deadline
-        self.drop_reason[n] = reason
-        self.dropped = n + 1
+        i = self.open_drops(1, model, reason)
+        self.drop_key[i] = key
+        self.drop_deadline[i] = deadline
 
-    def _grow_batches(self) -> None:
-        more = len(self.model)
-        self.model = widen("q", self.model, more)
-        self.priority = widen("q", self.priority, more)
-        self.gpu = widen("q", self.gpu, more)
-        self.size = widen("q", self.size, more)
-        self.batch = widen("q", self.batch, more)
-        self.exec_at = widen("q", self.exec_at, more)
-        self.finish_at = widen("q", self.finish_at, more)
+    def open_drops(self, n: int, model: int, reason: int) -> int:
+        """Add n requests that leave; returns where they go in ``drop_key`` and ``drop_deadline``."""
+        start = self.dropped
+        if start + n > len(self.drop_key):
+            self._grow_drops(max(n, len(self.drop_key)))
+        for i in range(start, start + n):
+            self.drop_model[i] = model
+            self.drop_reason[i] = reason
+        self.dropped = start + n
+        return start
 
-    def _grow_requests(self, needed: int) -> None:
-        more = max(needed, 2 * len(self.key)) - len(self.key)
-        self.key = widen("Q", self.key, more)
-        self.deadline = widen("q", self.deadline, more)
+    def _grow_batches(self, more: int) -> None:
+        model = widen("q", self.model, more)
+        priority = widen("q", self.priority, more)
+        gpu = widen("q", self.gpu, more)
+        size = widen("q", self.size, more)
+        batch = widen("q", self.batch, more)
+        exec_at = widen("q", self.exec_at, more)
+        finish_at = widen("q", self.finish_at, more)
+        self.batch_views = _views(model, priority, gpu, size, batch, exec_at, finish_at)
+        self.model = model
+        self.priority = priority
+        self.gpu = gpu
+        self.size = size
+        self.batch = batch
+        self.exec_at = exec_at
+        self.finish_at = finish_at
 
-    def _grow_drops(self) -> None:
-        more = len(self.drop_key)
-        self.drop_key = widen("Q", self.drop_key, more)
-        self.drop_model = widen("q", self.drop_model, more)
-        self.drop_deadline = widen("q", self.drop_deadline, more)
-        self.drop_reason = widen("q", self.drop_reason, more)
+    def _grow_requests(self, more: int) -> None:
+        key = widen("Q", self.key, more)
+        deadline = widen("q", self.deadline, more)
+        self.request_views = _views(key, deadline)
+        self.key = key
+        self.deadline = deadline
+
+    def _grow_drops(self, more: int) -> None:
+        key = widen("Q", self.drop_key, more)
+        model = widen("q", self.drop_model, more)
+        deadline = widen("q", self.drop_deadline, more)
+        reason = widen("q", self.drop_reason, more)
+        self.drop_views = _views(key, model, deadline, reason)
+        self.drop_key = key
+        self.drop_model = model
+        self.drop_deadline = deadline
+        self.drop_reason = reason
 
     def dispatches(self) -> Dispatches:
         """Views that hold until the next event."""
         n = self.dispatched
         m = self.requests
+        model, priority, gpu, size, batch, exec_at, finish_at = self.batch_views
+        key, deadline = self.request_views
         return Dispatches(
-            memoryview(self.model)[:n],
-            memoryview(self.priority)[:n],
-            memoryview(self.gpu)[:n],
-            memoryview(self.size)[:n],
-            memoryview(self.batch)[:n],
-            memoryview(self.exec_at)[:n],
-            memoryview(self.finish_at)[:n],
-            memoryview(self.key)[:m],
-            memoryview(self.deadline)[:m],
+            model[:n],
+            priority[:n],
+            gpu[:n],
+            size[:n],
+            batch[:n],
+            exec_at[:n],
+            finish_at[:n],
+            key[:m],
+            deadline[:m],
         )
 
     def drops(self) -> Drops:
         """Views that hold until the next event."""
         n = self.dropped
-        return Drops(
-            memoryview(self.drop_key)[:n],
-            memoryview(self.drop_model)[:n],
-            memoryview(self.drop_deadline)[:n],
-            memoryview(self.drop_reason)[:n],
-        )
+        key, model, deadline, reason = self.drop_views
+        return Drops(key[:n], model[:n], deadline[:n], reason[:n])
+
+
+def _views(*columns: Any) -> tuple[memoryview, ...]:
+    return tuple([memoryview(column) for column in columns])

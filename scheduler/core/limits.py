@@ -30,6 +30,19 @@ SAMPLES = 100
 """Whole samples behind a rate."""
 SMALLEST_RING = 16
 """Slots of a lane's first ring."""
+LARGE_RING = 512
+"""Rings of more slots shrink when they are nearly empty."""
+
+FIELDS = 8
+"""A lane's record is one cache line of 64 bytes: what an arrival looks at. Its fields:"""
+UNTIL = 0
+STOP = 1
+TAIL = 2
+LAST = 3
+BASE = 4
+MASK = 5
+HEAD = 6
+FIRST = 7
 
 EXPIRED = 1
 WINDOW = 2

@@ -21,22 +21,28 @@ from itertools import pairwise
 from .columns import widen
 from .limits import (
     ABSENT,
+    BASE,
     DUPLICATE,
+    FIELDS,
     FULL,
     HANDED_BACK,
     LARGEST_BATCH,
+    LAST,
     LIVE,
     LONGEST,
+    MASK,
     MOST_GPUS,
     MOST_MODELS,
     NEVER,
     OUT_OF_RANGE,
     PRIORITIES,
-    SAMPLE_NS,
     SLOTS,
+    STOP,
+    TAIL,
     TYPES,
     UNKNOWN,
     UNSERVED,
+    UNTIL,
 )
 from .window import Window
 
@@ -76,6 +82,7 @@ class Core(Window):
         if more > 0:
             self.fast = widen("q", self.fast, more, -1)
             self.fast_at = widen("q", self.fast_at, more, -1)
+            self.steady = widen("b", self.steady, more)
             self.lane_of = widen("q", self.lane_of, PRIORITIES * more, -1)
             self.gpus.reserve_models(self.models.capacity)
             self._serve_all()
@@ -107,7 +114,7 @@ class Core(Window):
             lane = self.lane_of[model * PRIORITIES + priority]
             if lane >= 0:
                 self.lane_target_sample[lane] = -1
-                if self.queues.count[lane] > 0:
+                if self.queues.count(lane) > 0:
                     self._reform(lane, now)
         self._run(now)
 
@@ -115,6 +122,11 @@ class Core(Window):
         """Refuse further requests as unserved; those that are queued are still served."""
         if self.has_model(model):
             self.models.draining[model] = 1
+            self._serve_one(model)
+            for priority in range(PRIORITIES):
+                lane = self.lane_of[model * PRIORITIES + priority]
+                if lane >= 0:
+                    self._firm(lane)
 
     def remove_model(self, now: int, model: int) -> None:
         """Forget the model; its queued requests are handed back."""
@@ -124,7 +136,7 @@ class Core(Window):
         for priority in range(PRIORITIES):
             lane = self.lane_of[model * PRIORITIES + priority]
             if lane >= 0:
-                self._drop(lane, self.queues.count[lane], HANDED_BACK)
+                self._drop(lane, self.queues.count(lane), HANDED_BACK)
                 self._rest(lane)
                 self.meter.clear(lane)
         self.models.known[model] = 0
@@ -188,7 +200,10 @@ class Core(Window):
 
     def set_margin(self, margin_ns: int) -> None:
         """The margin before every deadline, from now on."""
-        self.margin = _span(margin_ns)
+        margin_ns = _span(margin_ns)
+        if self.margin != margin_ns:
+            self._firm_all()
+            self.margin = margin_ns
 
     def set_type_margin(self, gpu_type: int, margin_ns: int) -> None:
         """A further margin for windows that are formed against GPUs of that type.
@@ -200,6 +215,7 @@ class Core(Window):
             raise ValueError(f"GPU type {gpu_type}: out of range")
         margin_ns = _span(margin_ns)
         if self.type_margin[gpu_type] != margin_ns:
+            self._firm_all()
             self.type_margin[gpu_type] = margin_ns
             if self.gpus.classes > 1:
                 self._serve_all()
@@ -233,6 +249,7 @@ class Core(Window):
         models = self.models
         best = -1
         least = 0
+        alike = True
         for c in range(gpus.classes):
             held = gpus.class_models[c]
             kind = gpus.class_type[c]
@@ -241,10 +258,13 @@ class Core(Window):
             gpus.holds[c * gpus.models + model] = serves
             if serves:
                 alone = models.latency[at + 1] + self.type_margin[kind]
+                alike = alike and (best < 0 or kind == best)
                 if best < 0 or alone < least or (alone == least and kind < best):
                     best = kind
                     least = alone
         self.fast[model] = best
+        # With GPUs of several types a candidate depends on which of them is free: a look at each arrival.
+        self.steady[model] = best >= 0 and alike and models.draining[model] == 0
         self.fast_at[model] = models.table[model * TYPES + best] if best >= 0 else -1
 
     def _changed(self, now: int, everything: bool) -> None:
@@ -252,7 +272,7 @@ class Core(Window):
         if everything:
             self._serve_all()
             for lane in range(self.queues.lanes):
-                if self.queues.count[lane] > 0:
+                if self.queues.count(lane) > 0:
                     self._reform(lane, now)
         self._run(now)
 
@@ -296,24 +316,52 @@ class Core(Window):
             raise ValueError("columns of different lengths")
         now = self._clock(now)
         fresh = not again
-        marked = 0
         self.submitted += n
+        capacity = self.models.capacity
+        farthest = now + self.horizon
+        last_key = self.last_key
+        record = self.queues.record
+        slab = self.queues.slab
         for i in range(n):
-            lane = self._admit(now, m[i], d[i], k[i], p[i], fresh)
-            if lane >= 0 and self.lane_dirty[lane] == 0:
-                self.lane_dirty[lane] = 1
-                self.dirty[marked] = lane
-                marked += 1
-        for j in range(marked):
-            lane = self.dirty[j]
-            self.lane_dirty[lane] = 0
+            which = m[i]
+            due = d[i]
+            ident = k[i]
+            rank = p[i]
+            if which < capacity and rank < PRIORITIES:
+                lane = self.lane_of[which * PRIORITIES + rank]
+                row = lane * FIELDS
+                tail = record[row + TAIL] if lane >= 0 else 0
+                if (
+                    lane >= 0
+                    and now <= record[row + UNTIL]
+                    and tail < record[row + STOP]
+                    and record[row + LAST] <= due <= farthest
+                    and (again or last_key[ident >> 48] < ident)
+                ):
+                    # It only makes the queue longer (Lanes._calm).
+                    if fresh:
+                        last_key[ident >> 48] = ident
+                    slot = 2 * (record[row + BASE] + (tail & record[row + MASK]))
+                    slab[slot] = due
+                    slab[slot + 1] = ident
+                    record[row + LAST] = due
+                    record[row + TAIL] = tail + 1
+                    continue
+            lane = self._admit(now, which, due, ident, rank, fresh)
+            record = self.queues.record
+            slab = self.queues.slab
+            if lane >= 0:
+                self.touched.put(lane, lane)
+        touched = self.touched
+        while touched.size > 0:
+            lane = touched.ids[0]
+            touched.discard(lane)
             self._reform(lane, now)
         self._run(now)
 
     def arrive(self, now: int, model: int, deadline: int, key: int) -> None:
         """One fresh request of priority 0 arrives: what :meth:`submit` does for columns of one."""
         now = self._clock(now)
-        self.gpus.settle(now)
         self.submitted += 1
         lane = self._admit(now, model, deadline, key, 0, True)
         if lane >= 0:
@@ -343,15 +391,11 @@ class Core(Window):
         lane = self.lane_of[which * PRIORITIES + rank]
         if lane < 0:
             lane = self._new_lane(which, rank)
-        if self.queues.count[lane] >= self.max_queue:
+        if self.queues.count(lane) >= self.max_queue:
             self.actions.drop(ident, which, due, FULL)
             return -1
-        meter = self.meter
-        sample = now // SAMPLE_NS
-        if meter.sample[lane] != sample:
-            meter.roll(lane, sample)
-        meter.current[lane] += 1
-        self.queues.push(lane, due - self.result, ident)
+        self.meter.roll(lane, self.sample, self.queues.record[lane * FIELDS + TAIL])
+        self.queues.push(lane, due, ident)
         return lane
 
     def complete(self, now: int, gpu: object, batch: object, finished: object) -> None:
@@ -388,8 +432,11 @@ class Core(Window):
     def next_wakeup(self) -> int:
         """When :meth:`advance` is due next, later than the last event; NEVER (2^63 - 1) if it is not."""
         due = NEVER
-        if self.pending.size > 0:
-            due = self.pending.keys[0]
+        pending = self.pending
+        while pending.size > 0 and self.lane_stage[pending.ids[0]]:
+            self._firm(pending.ids[0])
+        if pending.size > 0:
+            due = pending.keys[0]
         for priority in range(PRIORITIES):
             ready = self.ready[priority]
             if ready.size > 0:
@@ -415,7 +462,7 @@ class Core(Window):
         for lane in range(self.queues.lanes):
             model = self.lane_model[lane]
             if model < models:
-                queued[model] += self.queues.count[lane]
+                queued[model] += self.queues.count(lane)
         return queued
 
     def clear_actions(self) -> None:

@@ -13,17 +13,17 @@ from .limits import SAMPLE_NS, SAMPLES
 class Meter:
     """Counts arrivals in a ring of samples per lane; only whole samples make the rate.
 
-    ``current[lane]`` counts the sample that is being filled, apart from the rings, so that an arrival
-    touches little memory.
+    Nothing is written at an arrival: whoever asks says how many requests the lane ever had, and the
+    difference to the number at the last sample's end is what came since.
 
     Memory: 432 bytes per lane. ``sample[lane]`` is the number (time // 50 ms) of the sample that is
-    being filled, -1 before the first arrival.
+    being filled, -1 before the first arrival; ``before[lane]`` is how many requests came before it.
     """
 
     def __init__(self) -> None:
         self.lanes = 0
         self.counts = array("i")
-        self.current = array("q")
+        self.before = array("q")
         self.total = array("q")
         self.sample = array("q")
         self.first = array("q")
@@ -33,16 +33,21 @@ class Meter:
         if self.lanes == len(self.total):
             more = max(8, self.lanes)
             self.counts = widen("i", self.counts, SAMPLES * more)
-            self.current = widen("q", self.current, more)
+            self.before = widen("q", self.before, more)
             self.total = widen("q", self.total, more)
             self.sample = widen("q", self.sample, more, -1)
             self.first = widen("q", self.first, more, -1)
         self.lanes += 1
 
-    def roll(self, lane: int, sample: int) -> None:
+    def roll(self, lane: int, sample: int, ever: int) -> None:
         """Make ``sample`` the one that is filled; samples without arrivals count as zero.
 
-        After 5 s without an arrival the lane is as new: its rate is unknown.
+        After 5 s in which the lane was not rolled it is as new: its rate is unknown.
+
+        Args:
+            lane: the lane.
+            sample: time // 50 ms, not before that of the last call.
+            ever: requests that the lane ever had, those of this sample not among them.
         """
         last = self.sample[lane]
         if sample == last:
@@ -57,15 +62,11 @@ class Meter:
             # The sample that ends takes the place of the one that leaves the window.
             for number in range(last, sample):
                 i = base + number % SAMPLES
-                ended = self.current[lane] if number == last else 0
+                ended = ever - self.before[lane] if number == last else 0
                 self.total[lane] += ended - self.counts[i]
                 self.counts[i] = ended
-        self.current[lane] = 0
+        self.before[lane] = ever
         self.sample[lane] = sample
-
-    def add(self, lane: int, n: int) -> None:
-        """Count n arrivals in the sample that :meth:`roll` made current."""
-        self.current[lane] += n
 
     def window_ns(self, lane: int) -> int:
         """Length of the whole samples behind the rate; 0 while it is unknown."""

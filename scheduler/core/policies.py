@@ -12,10 +12,20 @@ from .limits import LARGEST_BATCH, LONGEST
 
 
 class Policy:
-    """Deferred: ready when waiting longer could not let the batch grow."""
+    """What a policy is asked; answers as ``deferred`` does, but looks at every arrival."""
 
     def __init__(self) -> None:
         self.name = "deferred"
+
+    def calm(self, target: int, most: int) -> int:
+        """With fewer requests than this the opening needs no look at an arrival behind the last.
+
+        To be above 0, :meth:`opens` must not depend on ``now`` but where it answers ``now``, nor on
+        anything but its arguments; below that many requests, answer ``now`` only if it would for any
+        number; and answer no later for a larger size, nor earlier than for the size at which one more
+        would not fit. 0: look at every arrival.
+        """
+        return 0
 
     def opens(
         self, now: int, size: int, target: int, full: bool, frontrun: int, latest: int, arrived: int
@@ -36,11 +46,23 @@ class Policy:
         return frontrun
 
 
+class Deferred(Policy):
+    """Ready when waiting longer could not let the batch grow."""
+
+    def calm(self, target: int, most: int) -> int:
+        """Until the batch is full."""
+        return most
+
+
 class Eager(Policy):
     """Ready at once: work-conserving."""
 
     def __init__(self) -> None:
         self.name = "eager"
+
+    def calm(self, target: int, most: int) -> int:
+        """Always: it never waits."""
+        return most
 
     def opens(
         self, now: int, size: int, target: int, full: bool, frontrun: int, latest: int, arrived: int
@@ -54,6 +76,10 @@ class Target(Policy):
 
     def __init__(self) -> None:
         self.name = "target"
+
+    def calm(self, target: int, most: int) -> int:
+        """Until the target size is reached."""
+        return target if target < most else most
 
     def opens(
         self, now: int, size: int, target: int, full: bool, frontrun: int, latest: int, arrived: int
@@ -69,6 +95,10 @@ class Latest(Policy):
 
     def __init__(self) -> None:
         self.name = "latest"
+
+    def calm(self, target: int, most: int) -> int:
+        """Until the batch is full."""
+        return most
 
     def opens(
         self, now: int, size: int, target: int, full: bool, frontrun: int, latest: int, arrived: int
@@ -87,6 +117,10 @@ class Timeout(Policy):
         self.wait_ns = wait_ns
         self.preferred = preferred
 
+    def calm(self, target: int, most: int) -> int:
+        """Until the preferred size, or the largest, is reached."""
+        return self.preferred if 0 < self.preferred < most else most
+
     def opens(
         self, now: int, size: int, target: int, full: bool, frontrun: int, latest: int, arrived: int
     ) -> int:
@@ -103,7 +137,7 @@ def make_policy(name: str) -> Policy:
         ValueError: no such policy; the text lists those that there are.
     """
     kind, _, rest = name.partition(":")
-    simple = {"deferred": Policy, "eager": Eager, "target": Target, "latest": Latest}
+    simple = {"deferred": Deferred, "eager": Eager, "target": Target, "latest": Latest}
     if kind in simple and not rest:
         return simple[kind]()
     if kind == "timeout" and rest:

@@ -1,120 +1,149 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: annotation_typing=False, infer_types=True
-"""Deadline-ordered queues of requests, all in one arena, one ring buffer per lane.
+"""Deadline-ordered queues of requests, all in one slab, one ring buffer per lane.
 
 A lane is a model at one priority. Requests come nearly in deadline order, so a new one is put in
 from the tail: O(1) if it is the latest, one move per request that it overtakes otherwise. Equal
 deadlines keep their order of arrival.
+
+What an arrival at the tail reads and writes of a lane is one cache line, its *record*, and the 16
+bytes of the slot: with thousands of lanes in turn, the time goes into waiting for memory.
 """
 
 from __future__ import annotations
 
 from array import array
+from typing import Any
 
 from .columns import widen
-from .limits import SMALLEST_RING
+from .limits import BASE, FIELDS, FIRST, HEAD, LARGE_RING, LAST, MASK, SMALLEST_RING, STOP, TAIL, UNTIL
 
 
 class Queues:
-    """Rings of (finish-by in ns, request key). Memory: 16 bytes per slot; rings double, never shrink.
+    """Rings of (deadline in ns, request key), 16 bytes per slot, and a record of 64 bytes per lane.
 
-    ``first`` and ``last`` repeat the finish-by of a lane's head and tail, so that the common arrival,
-    behind the tail, reads nothing of a ring that is seldom in the cache.
+    Field F of a lane's record is ``record[lane * FIELDS + F]``:
 
-    Request i of a lane (0 = head) is at ``base[lane] + ((head[lane] + i) & mask[lane])`` of
-    ``finish`` and ``key``; ``mask`` is -1 while a lane has no ring.
+    - ``TAIL``, ``HEAD``: requests ever put in and ever taken out; their difference are queued.
+    - ``BASE``, ``MASK``: the ring; request number i is in slot ``BASE + (i & MASK)``, which is entries 2·slot
+      (deadline) and 2·slot + 1 (key) of ``slab``. ``MASK`` is -1 while a lane has no ring.
+    - ``FIRST``, ``LAST``: deadlines of the first and the last request, if there is one.
+    - ``UNTIL``, ``STOP``: until that moment, and while ``TAIL`` is below ``STOP``, a request behind the last
+      changes nothing but the queue itself; set by :class:`~scheduler.core.lanes.Lanes`.
+
+    Rings double when they are full. Large ones shrink when they are nearly empty; rings that are left are
+    used again by other lanes.
     """
 
     def __init__(self) -> None:
         self.lanes = 0
-        self.base = array("q")
-        self.mask = array("q")
-        self.head = array("q")
-        self.count = array("q")
-        self.first = array("q")
-        self.last = array("q")
-        self.finish = array("q", bytes(8 * 1024))
-        self.key = array("Q", bytes(8 * 1024))
+        self.record = array("q")
+        self.slab = array("Q", bytes(16 * 1024))
         self._used = 0
         self._spare: dict[int, list[int]] = {}
 
     def add_lane(self) -> int:
         """A new empty lane's number."""
-        if self.lanes == len(self.base):
-            more = max(8, self.lanes)
-            self.base = widen("q", self.base, more)
-            self.mask = widen("q", self.mask, more, -1)
-            self.head = widen("q", self.head, more)
-            self.count = widen("q", self.count, more)
-            self.first = widen("q", self.first, more)
-            self.last = widen("q", self.last, more)
-        self.lanes += 1
-        return self.lanes - 1
+        lane = self.lanes
+        if lane * FIELDS == len(self.record):
+            self.record = widen("q", self.record, FIELDS * max(8, lane))
+        self.lanes = lane + 1
+        row = lane * FIELDS
+        for field in range(FIELDS):
+            self.record[row + field] = 0
+        self.record[row + MASK] = -1
+        self.record[row + UNTIL] = -1
+        return lane
 
-    def push(self, lane: int, finish: int, key: int) -> None:
+    def count(self, lane: int) -> int:
+        """Requests that are queued."""
+        row = lane * FIELDS
+        return self.record[row + TAIL] - self.record[row + HEAD]
+
+    def push(self, lane: int, deadline: int, key: int) -> None:
         """Add a request in its place."""
-        n = self.count[lane]
-        if n > self.mask[lane]:
-            self.grow(lane)
-        base = self.base[lane]
-        mask = self.mask[lane]
-        i = self.head[lane] + n
-        self.count[lane] = n + 1
-        if n == 0 or self.last[lane] <= finish:
-            self.last[lane] = finish
-            if n == 0:
-                self.first[lane] = finish
+        row = lane * FIELDS
+        tail = self.record[row + TAIL]
+        head = self.record[row + HEAD]
+        if tail - head > self.record[row + MASK]:
+            self._move(lane, max(SMALLEST_RING, 2 * (self.record[row + MASK] + 1)))
+        base = self.record[row + BASE]
+        mask = self.record[row + MASK]
+        self.record[row + TAIL] = tail + 1
+        i = tail
+        if i == head or self.record[row + LAST] <= deadline:
+            self.record[row + LAST] = deadline
         else:
-            while n > 0:
-                before = base + ((i - 1) & mask)
-                if self.finish[before] <= finish:
+            while i > head:
+                before = 2 * (base + ((i - 1) & mask))
+                other = self.slab[before]
+                if other <= deadline:
                     break
-                self.finish[base + (i & mask)] = self.finish[before]
-                self.key[base + (i & mask)] = self.key[before]
+                to = 2 * (base + (i & mask))
+                self.slab[to] = other
+                self.slab[to + 1] = self.slab[before + 1]
                 i -= 1
-                n -= 1
-            if n == 0:
-                self.first[lane] = finish
-        self.finish[base + (i & mask)] = finish
-        self.key[base + (i & mask)] = key
+        if i == head:
+            self.record[row + FIRST] = deadline
+        to = 2 * (base + (i & mask))
+        self.slab[to] = deadline
+        self.slab[to + 1] = key
 
     def pop(self, lane: int, n: int) -> None:
-        """Forget the first ``n`` requests."""
-        head = (self.head[lane] + n) & self.mask[lane]
-        self.head[lane] = head
-        self.count[lane] -= n
-        self.first[lane] = self.finish[self.base[lane] + head]
+        """Forget the first ``n`` requests; the next one that comes must be looked at."""
+        row = lane * FIELDS
+        head = self.record[row + HEAD] + n
+        mask = self.record[row + MASK]
+        self.record[row + HEAD] = head
+        self.record[row + UNTIL] = -1
+        self.record[row + FIRST] = self.slab[2 * (self.record[row + BASE] + (head & mask))]
+        if mask >= LARGE_RING and 16 * (self.record[row + TAIL] - head) <= mask:
+            self._move(lane, (mask + 1) // 4)
 
     def at(self, lane: int, i: int) -> int:
-        """Finish-by of request i."""
-        return self.finish[self.base[lane] + ((self.head[lane] + i) & self.mask[lane])]
+        """Deadline of request i; 0 is the head."""
+        row = lane * FIELDS
+        slot = self.record[row + BASE] + ((self.record[row + HEAD] + i) & self.record[row + MASK])
+        return self.slab[2 * slot]
 
-    def grow(self, lane: int) -> None:
-        """Move the lane into a ring of twice the size; the old ring is kept for another lane."""
-        old = self.mask[lane] + 1
-        size = max(SMALLEST_RING, 2 * old)
+    def copy(self, lane: int, n: int, key: Any, deadline: Any, to: int) -> None:
+        """Write the first ``n`` requests into two columns, from entry ``to`` on."""
+        row = lane * FIELDS
+        base = self.record[row + BASE]
+        mask = self.record[row + MASK]
+        head = self.record[row + HEAD]
+        slab = self.slab
+        for i in range(n):
+            slot = 2 * (base + ((head + i) & mask))
+            deadline[to + i] = slab[slot]
+            key[to + i] = slab[slot + 1]
+
+    def _move(self, lane: int, size: int) -> None:
+        """Move the lane into a ring of ``size`` slots; the old ring is kept for another lane."""
+        row = lane * FIELDS
         spare = self._spare.get(size)
         if spare:
             start = spare.pop()
         else:
             start = self._used
             self._used += size
-            more = self._used - len(self.finish)
+            more = 2 * self._used - len(self.slab)
             if more > 0:
-                more = max(more, len(self.finish))
-                self.finish = widen("q", self.finish, more)
-                self.key = widen("Q", self.key, more)
-        base = self.base[lane]
-        for i in range(self.count[lane]):
-            at = base + ((self.head[lane] + i) & (old - 1))
-            self.finish[start + i] = self.finish[at]
-            self.key[start + i] = self.key[at]
-        if old:
-            self._spare.setdefault(old, []).append(base)
-        self.base[lane] = start
-        self.mask[lane] = size - 1
-        self.head[lane] = 0
+                self.slab = widen("Q", self.slab, max(more, len(self.slab)))
+        slab = self.slab
+        base = self.record[row + BASE]
+        mask = self.record[row + MASK]
+        for i in range(self.record[row + HEAD], self.record[row + TAIL]):
+            at = 2 * (base + (i & mask))
+            to = 2 * (start + (i & (size - 1)))
+            slab[to] = slab[at]
+            slab[to + 1] = slab[at + 1]
+        if mask >= 0:
+            self._spare.setdefault(mask + 1, []).append(base)
+        self.record[row + BASE] = start
+        self.record[row + MASK] = size - 1
+        self.record[row + STOP] = 0
 
     def slots(self) -> int:
-        """Slots that the arena holds, used or spare."""
-        return len(self.finish)
+        """Slots that the slab holds, used or spare."""
+        return len(self.slab) // 2

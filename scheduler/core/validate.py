@@ -8,17 +8,27 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
+
 from .gpus import Gpus
 from .heap import Heap
 from .limits import (
     ABSENT,
+    BASE,
     DEPTH,
     EXPIRED,
+    FIELDS,
+    FIRST,
     HANDED_BACK,
+    HEAD,
+    LAST,
     LIVE,
+    MASK,
     PRIORITIES,
     SAMPLES,
+    STOP,
     TYPES,
+    UNTIL,
     WINDOW,
 )
 from .machine import Core
@@ -63,19 +73,25 @@ def _check_heap(heap: Heap, name: str) -> None:
 
 def _check_queues(core: Core) -> None:
     queues = core.queues
+    record = queues.record
     rings = []
     for lane in range(queues.lanes):
-        count = queues.count[lane]
-        size = queues.mask[lane] + 1
+        row = lane * FIELDS
+        count = queues.count(lane)
+        size = record[row + MASK] + 1
         assert 0 <= count <= size, f"lane {lane}: {count} requests in a ring of {size}"
         assert count <= core.max_queue, f"lane {lane}: more requests than max_queue"
         if size:
             assert size & (size - 1) == 0, f"lane {lane}: a ring of {size}"
-            rings.append((queues.base[lane], queues.base[lane] + size))
+            rings.append((record[row + BASE], record[row + BASE] + size))
         times = [queues.at(lane, i) for i in range(count)]
         assert times == sorted(times), f"lane {lane}: not in deadline order"
         if times:
-            assert (queues.first[lane], queues.last[lane]) == (times[0], times[-1]), f"lane {lane}: ends"
+            ends = (record[row + FIRST], record[row + LAST])
+            assert ends == (times[0], times[-1]), f"lane {lane}: ends"
+        else:
+            assert record[row + UNTIL] < core.now, f"lane {lane}: empty, and would not see a request"
+        assert record[row + STOP] - record[row + HEAD] <= min(size, core.max_queue), f"lane {lane}: overflows"
     rings.sort()
     for (_, end), (start, _) in pairwise(rings):
         assert end <= start, "two rings overlap"
@@ -87,27 +103,35 @@ def _check_lanes(core: Core) -> None:
         model = core.lane_model[lane]
         priority = core.lane_priority[lane]
         assert core.lane_of[model * PRIORITIES + priority] == lane, f"lane {lane} is not found by its model"
-        assert core.lane_dirty[lane] == 0, f"lane {lane} was not formed after an arrival"
+        assert not core.touched.has(lane), f"lane {lane} was not formed after an arrival"
         ready = [p for p in range(PRIORITIES) if core.ready[p].has(lane)]
         pending = core.pending.has(lane)
-        count = core.queues.count[lane]
-        size = core.lane_size[lane]
+        count = core.queues.count(lane)
+        state, due, size = core.candidate(lane)
         if count == 0:
             assert not pending, f"lane {lane} is empty and pending"
             assert not ready, f"lane {lane} is empty and ready"
             assert size == 0, f"lane {lane} is empty with a candidate of {size}"
             continue
+        assert state == ("pending" if pending else "ready"), f"lane {lane}: {state}"
         assert core.models.known[model], f"lane {lane} has requests of an unknown model"
         assert ready == ([] if pending else [priority]), f"lane {lane}: pending {pending}, ready {ready}"
         assert 1 <= size <= min(count, core.models.max_batch[model]), f"lane {lane}: candidate of {size}"
         assert 1 <= core.lane_target[lane] <= core.models.max_batch[model], f"lane {lane}: target"
         heap = core.pending if pending else core.ready[priority]
-        due = heap.keys[heap.place[lane]]
+        listed = heap.keys[heap.place[lane]]
+        staged = core.lane_stage[lane]
+        assert listed <= due if staged else listed == due, f"lane {lane}: listed at {listed}, due at {due}"
+        assert listed > core.now or not staged, f"lane {lane}: its stage has passed"
+        if staged:
+            assert core.queues.record[lane * FIELDS + UNTIL] < listed, f"lane {lane}: looks too late"
         assert due >= core.now + pending, f"lane {lane}: its timer has passed"
         # Margins may have changed since the candidate was formed, but were never negative.
         begin = core.now + core.control + size * core.data
         ends = [begin + core.models.latency[at + size] for at in _tables(core, model)]
-        assert min(ends) <= core.queues.at(lane, 0), f"lane {lane}: its candidate cannot be in time"
+        assert min(ends) + core.result <= core.queues.at(lane, 0), (
+            f"lane {lane}: its candidate cannot be in time"
+        )
 
 
 def _tables(core: Core, model: int) -> list[int]:
@@ -198,8 +222,10 @@ def _check_keys(core: Core) -> None:
     queues = core.queues
     queued = []
     for lane in range(queues.lanes):
-        base, mask, head = queues.base[lane], queues.mask[lane], queues.head[lane]
-        queued += [queues.key[base + ((head + i) & mask)] for i in range(queues.count[lane])]
+        n = queues.count(lane)
+        column = np.zeros(n, np.uint64)
+        queues.copy(lane, n, column, np.zeros(n, np.int64), 0)
+        queued += column.tolist()
     keys = set(queued)
     assert len(keys) == len(queued), "a key is queued twice"
     actions = core.actions

@@ -2,10 +2,7 @@
 # cython: annotation_typing=False, infer_types=True
 """Candidates, windows and matching: the algorithm of the scheduling core.
 
-A *lane* is one model at one priority: a queue in deadline order, its candidate batch, and one timer.
-A lane is empty, *pending* (its window has not opened; the timer is the opening) or *ready* (it waits
-for a GPU in an order by ``latest``; the timer is ``latest``). ``docs/algorithm.md`` holds the theory;
-the names here are its names. Times are int ns below 2^62.
+``docs/algorithm.md`` holds the theory; the names here are its names. Times are int ns below 2^62.
 """
 
 from __future__ import annotations
@@ -13,11 +10,12 @@ from __future__ import annotations
 from array import array
 
 from .actions import Actions
-from .columns import widen
 from .gpus import Gpus
-from .heap import Heap
+from .lanes import Lanes
 from .limits import (
     EXPIRED,
+    FIELDS,
+    FIRST,
     LARGEST_BATCH,
     LAST_TIME,
     LONGEST,
@@ -25,18 +23,15 @@ from .limits import (
     PRIORITIES,
     SAMPLE_NS,
     SLOTS,
+    TAIL,
     TYPES,
     UNSERVED,
     WINDOW,
 )
-from .meter import Meter
-from .models import Models
-from .policies import make_policy
-from .queues import Queues
 
 
-class Window:
-    """The state of all lanes and the three steps in which every event ends (:meth:`_run`).
+class Window(Lanes):
+    """Forms lanes and matches them with GPUs: the three steps in which every event ends (:meth:`_run`).
 
     The arguments are those of :class:`~scheduler.core.machine.Core`.
     """
@@ -58,37 +53,24 @@ class Window:
             raise ValueError("latencies, margin and horizon must be below 3 days, data_ns below 1 minute")
         if max_queue > MOST_QUEUED:
             raise ValueError(f"max_queue is {max_queue}; {MOST_QUEUED} is the most")
-        self.policy = make_policy(policy)
+        super().__init__(policy)
         self.control = control_ns
         self.data = data_ns
         self.result = result_ns
         self.margin = margin_ns
         self.max_queue = max_queue
         self.horizon = horizon_ns
-        self.now = 0
         self.batches = 0
         self.clock_steps = 0
         self.submitted = 0
         self.strange_completions = 0
-        self.queues = Queues()
-        self.meter = Meter()
-        self.models = Models()
         self.gpus = Gpus(overdue_ns)
         self.actions = Actions()
-        self.lane_of = array("q")
-        self.lane_model = array("q")
-        self.lane_priority = array("q")
-        self.lane_target = array("q")
-        self.lane_target_sample = array("q")
-        self.lane_size = array("q")
-        self.lane_dirty = array("b")
-        self.dirty = array("q")
         self.fast = array("q")
         self.fast_at = array("q")
+        self.steady = array("b")
         self.last_key = array("Q", bytes(8 * SLOTS))
         self.type_margin = array("q", bytes(8 * TYPES))
-        self.pending = Heap(0)
-        self.ready = [Heap(0) for _ in range(PRIORITIES)]
         self.parked: list[int] = []
         self.refused = False
         self.skipped = False
@@ -98,6 +80,7 @@ class Window:
             self.clock_steps += 1
             now = self.now
         self.now = now
+        self.sample = now // SAMPLE_NS
         self.gpus.settle(now)
         return now
 
@@ -107,7 +90,9 @@ class Window:
         self.skipped = False
         pending = self.pending
         while pending.size > 0 and pending.keys[0] <= now:
-            self._reform(pending.ids[0], now)
+            lane = pending.ids[0]
+            if not self._restage(lane, now):
+                self._reform(lane, now)
         for priority in range(PRIORITIES - 1, -1, -1):
             ready = self.ready[priority]
             while ready.size > 0 and ready.keys[0] < now:
@@ -163,7 +148,7 @@ class Window:
         gpus = self.gpus
         model = self.lane_model[lane]
         at = models.table[model * TYPES + gpus.class_type[gpus.cls[gpu]]]
-        margin = self.margin + gpus.margin[gpu]
+        margin = self.margin + gpus.margin[gpu] + self.result
         free = gpus.free_at[gpu]
         if free < now:
             free = now
@@ -179,28 +164,26 @@ class Window:
         self.batches = batch + 1
         actions = self.actions
         to = actions.open_batch(model, self.lane_priority[lane], gpu, size, batch, start, start + length)
-        base = queues.base[lane]
-        mask = queues.mask[lane]
-        head = queues.head[lane]
-        result = self.result
-        for i in range(size):
-            slot = base + ((head + i) & mask)
-            actions.key[to + i] = queues.key[slot]
-            actions.deadline[to + i] = queues.finish[slot] + result
+        queues.copy(lane, size, actions.key, actions.deadline, to)
         queues.pop(lane, size)
         gpus.take(gpu, batch, start, length)
         return True
 
     def _form(self, lane: int, at: int, now: int, free: int, margin: int) -> int:
-        """Largest batch from the head of the queue that ends in time on a GPU free from ``free``."""
-        most = self.queues.count[lane]
+        """Largest batch from the head of the queue that ends in time on a GPU free from ``free``.
+
+        Here as in the rules below, ``margin`` is everything kept free before a deadline, the result's way
+        among it.
+        """
+        most = self.queues.count(lane)
         largest = self.models.max_batch[self.lane_model[lane]]
         if most > largest:
             most = largest
         if most == 0:
             return 0
-        hard = self.queues.first[lane] - margin - free
-        budget = self.queues.first[lane] - margin - now - self.control
+        end = self.queues.record[lane * FIELDS + FIRST] - margin
+        hard = end - free
+        budget = end - now - self.control
         return self.models.fit(at, most, self.data, budget, hard)
 
     def _give_up(self, lane: int, at: int, now: int, free: int, margin: int) -> None:
@@ -212,12 +195,12 @@ class Window:
         """
         queues = self.queues
         models = self.models
-        n = queues.count[lane]
+        n = queues.count(lane)
         if n < 2:
             return
         target = self.lane_target[lane]
         want = target if target < n else n
-        if self._ends(at, want, now, free) + margin <= queues.first[lane]:
+        if self._ends(at, want, now, free) + margin <= queues.record[lane * FIELDS + FIRST]:
             return
         largest = models.max_batch[self.lane_model[lane]]
         low = n - largest if n > largest else 0
@@ -247,28 +230,17 @@ class Window:
     def _drop(self, lane: int, n: int, reason: int) -> None:
         """The first n requests of the lane leave."""
         queues = self.queues
-        base = queues.base[lane]
-        mask = queues.mask[lane]
-        head = queues.head[lane]
-        model = self.lane_model[lane]
-        for i in range(n):
-            slot = base + ((head + i) & mask)
-            self.actions.drop(queues.key[slot], model, queues.finish[slot] + self.result, reason)
+        actions = self.actions
+        to = actions.open_drops(n, self.lane_model[lane], reason)
+        queues.copy(lane, n, actions.drop_key, actions.drop_deadline, to)
         if n > 0:
             queues.pop(lane, n)
-
-    def _rest(self, lane: int) -> None:
-        """The lane is empty."""
-        self.lane_size[lane] = 0
-        self.pending.discard(lane)
-        ready = self.ready[self.lane_priority[lane]]
-        ready.discard(lane)
 
     def _reform(self, lane: int, now: int) -> None:
         """Form the lane's candidate and set its timer: the heart of the policy."""
         queues = self.queues
         models = self.models
-        n = queues.count[lane]
+        n = queues.count(lane)
         if n == 0:
             self._rest(lane)
             return
@@ -282,8 +254,10 @@ class Window:
         if kind != self.fast[model]:
             at = models.table[model * TYPES + kind]
         most = models.max_batch[model]
-        head = queues.first[lane] - self.margin - self.type_margin[kind] - self.control
-        self._aim(lane, model, at, now)
+        row = lane * FIELDS
+        kept = self.margin + self.type_margin[kind] + self.control + self.result
+        head = queues.record[row + FIRST] - kept
+        self._aim(lane, model, at)
         size = n
         if n > most or models.latency[at + n] + n * self.data > head - now:
             # The queue does not fit into one batch: what expired goes, perhaps the head too.
@@ -291,25 +265,41 @@ class Window:
             if kind < 0:
                 return
             at = models.table[model * TYPES + kind]
-            head = queues.first[lane] - self.margin - self.type_margin[kind] - self.control
+            kept = self.margin + self.type_margin[kind] + self.control + self.result
+            head = queues.record[row + FIRST] - kept
+            n = queues.count(lane)
             size = self.lane_size[lane]
         latest = head - models.latency[at + size] - size * self.data
         full = size == most
         frontrun = latest
         if not full:
             frontrun = head - models.latency[at + size + 1] - (size + 1) * self.data
-        arrived = queues.first[lane] + self.result - models.slo[model]
-        opens = self.policy.opens(now, size, self.lane_target[lane], full, frontrun, latest, arrived)
+        arrived = queues.record[row + FIRST] - models.slo[model]
+        target = self.lane_target[lane]
+        opens = self.policy.opens(now, size, target, full, frontrun, latest, arrived)
         if opens > latest:
             opens = latest
+        calm = self.policy.calm(target, most) if self.steady[model] else 0
         self.lane_size[lane] = size
+        self.lane_head[lane] = head
+        self.lane_at[lane] = at
+        self.lane_calm[lane] = calm
         ready = self.ready[self.lane_priority[lane]]
         if opens <= now:
+            self.lane_stage[lane] = 0
             self.pending.discard(lane)
             ready.put(lane, latest)
+            # Where one more would not fit, and the target is reached, more change nothing.
+            settled = calm > 0 and size >= target and (full or frontrun < now)
+            self._calm(lane, latest if settled else -1, self.max_queue)
         else:
             ready.discard(lane)
-            self.pending.put(lane, opens)
+            if size == n:
+                self._wait(lane, n, opens, now)
+            else:
+                self.lane_stage[lane] = 0
+                self.pending.put(lane, opens)
+                self._calm(lane, -1, n)
 
     def _kind(self, model: int) -> int:
         """Type of the GPU that would take the model now; -1 if no GPU serves it."""
@@ -331,8 +321,8 @@ class Window:
         fast = self.fast[model]
         at = models.table[model * TYPES + fast]
         alone = now + self.control + self.data + models.latency[at + 1]
-        alone += self.margin + self.type_margin[fast]
-        n = queues.count[lane]
+        alone += self.margin + self.type_margin[fast] + self.result
+        n = queues.count(lane)
         drops = 0
         while drops < n and queues.at(lane, drops) < alone:
             drops += 1
@@ -342,45 +332,26 @@ class Window:
                 self._rest(lane)
                 return -1
         at = models.table[model * TYPES + kind]
-        margin = self.margin + self.type_margin[kind]
+        margin = self.margin + self.type_margin[kind] + self.result
         self._give_up(lane, at, now, now, margin)
         size = self._form(lane, at, now, now, margin)
         if size == 0:
             kind = fast
             at = models.table[model * TYPES + fast]
-            size = self._form(lane, at, now, now, self.margin + self.type_margin[fast])
+            margin = self.margin + self.type_margin[fast] + self.result
+            size = self._form(lane, at, now, now, margin)
         self.lane_size[lane] = size
         return kind
 
-    def _aim(self, lane: int, model: int, at: int, now: int) -> None:
+    def _aim(self, lane: int, model: int, at: int) -> None:
         """Bring the lane's target size up to date, once per rate sample."""
-        sample = now // SAMPLE_NS
+        sample = self.sample
         if self.lane_target_sample[lane] == sample:
             return
         self.lane_target_sample[lane] = sample
-        self.meter.roll(lane, sample)
+        self.meter.roll(lane, sample, self.queues.record[lane * FIELDS + TAIL])
         window = self.meter.window_ns(lane)
+        count = self.meter.total[lane]
+        self.lane_gap[lane] = window // count if count > 0 else 0
         budget = self.models.slo[model] - self.result - self.control
-        self.lane_target[lane] = self.models.target(
-            model, at, self.data, budget, self.meter.total[lane], window
-        )
-
-    def _new_lane(self, model: int, priority: int) -> int:
-        lane = self.queues.add_lane()
-        self.meter.add_lane()
-        if lane == len(self.lane_model):
-            more = max(8, lane)
-            self.lane_model = widen("q", self.lane_model, more)
-            self.lane_priority = widen("q", self.lane_priority, more)
-            self.lane_target = widen("q", self.lane_target, more, 1)
-            self.lane_target_sample = widen("q", self.lane_target_sample, more, -1)
-            self.lane_size = widen("q", self.lane_size, more)
-            self.lane_dirty = widen("b", self.lane_dirty, more)
-            self.dirty = widen("q", self.dirty, more)
-            self.pending.reserve(lane + more)
-            for heap in self.ready:
-                heap.reserve(lane + more)
-        self.lane_model[lane] = model
-        self.lane_priority[lane] = priority
-        self.lane_of[model * PRIORITIES + priority] = lane
-        return lane
+        self.lane_target[lane] = self.models.target(model, at, self.data, budget, count, window)

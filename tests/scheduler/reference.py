@@ -228,7 +228,7 @@ class Reference:
             lane.queue.sort(key=lambda request: request.finish_by)  # stable: equals in order of arrival
             if lane not in touched:
                 touched.append(lane)
-        for lane in touched:
+        for lane in sorted(touched, key=lambda lane: lane.number):
             self.form(lane)
         self.run()
 

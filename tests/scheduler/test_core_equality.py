@@ -30,13 +30,19 @@ def test_the_compiled_class_is_really_compiled() -> None:
     core = compiled_core()
     if core is None:
         pytest.skip("the extensions are older than the sources; `make build` compiles them")
-    assert {"machine", "window", "gpus", "queues", "heap", "meter", "models", "actions"} <= built
+    assert {"machine", "window", "gpus", "queues", "heap", "meter", "models", "lanes", "actions"} <= built
     for kind in core.__mro__[:-1]:
         assert kind.__module__.startswith("scheduler.compiled"), kind
         assert not kind.__flags__ & (1 << 9), f"{kind} is a Python class"  # Py_TPFLAGS_HEAPTYPE
     one = core()
     assert not hasattr(one, "__dict__"), "attributes are not C fields: the .pxd was not found"
-    for column in (one.queues.finish, one.ready[0].keys, one.models.latency, one.actions.key):
+    for column in (
+        one.queues.slab,
+        one.queues.record,
+        one.ready[0].keys,
+        one.models.latency,
+        one.actions.key,
+    ):
         assert memoryview(column).itemsize == 8
         assert type(column).__name__ == "_memoryviewslice", "a column is a Python object"
     with pytest.raises((TypeError, AttributeError)):

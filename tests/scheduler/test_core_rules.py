@@ -157,7 +157,7 @@ def test_a_passed_latest_forms_the_batch_anew(core_type: type[Core]) -> None:
     assert world.submit(1, 100, 100, 100) == NOTHING
     for now, size in ((92, 3), (92.5, 2), (93.5, 1), (94, 1)):
         assert world.advance(now) == NOTHING
-        assert world.core.lane_size[0] == size
+        assert world.core.candidate(0)[2] == size
     assert world.wakeup == pytest.approx(94, abs=1e-5)
     assert gone(world.advance(94.000001)) == [(101, EXPIRED), (102, EXPIRED), (103, EXPIRED)]
 
@@ -189,9 +189,9 @@ def test_window_drop_keeps_batches_large(core_type: type[Core]) -> None:
     world = World(core_type, largest=100)
     world.submit(0, *[200] * 100)
     assert world.submit(104, 117.5, *[200] * 8) == NOTHING
-    assert world.core.lane_size[0] == 8
+    assert world.core.candidate(0)[2] == 8
     assert gone(world.advance(104.500001)) == [(101, WINDOW)]
-    assert world.core.lane_size[0] == 8
+    assert world.core.candidate(0)[2] == 8
     assert sum(world.core.queued_by_model(1)) == 8
 
 

@@ -1,0 +1,54 @@
+cimport cython
+from scheduler.compiled.heap cimport Heap
+from scheduler.compiled.meter cimport Meter
+from scheduler.compiled.models cimport Models
+from scheduler.compiled.policies cimport Policy
+from scheduler.compiled.queues cimport Queues
+
+cdef long long PRIORITIES
+cdef long long NEVER
+cdef long long SAMPLE_NS
+cdef long long FIELDS
+cdef long long UNTIL
+cdef long long STOP
+cdef long long TAIL
+cdef long long MASK
+cdef long long HEAD
+cdef long long FIRST
+
+cdef class Lanes:
+    cdef public Policy policy
+    cdef public long long now
+    cdef public long long sample
+    cdef public long long data
+    cdef public long long result
+    cdef public long long max_queue
+    cdef public Queues queues
+    cdef public Meter meter
+    cdef public Models models
+    cdef public long long[::1] lane_of
+    cdef public long long[::1] lane_model
+    cdef public long long[::1] lane_priority
+    cdef public long long[::1] lane_target
+    cdef public long long[::1] lane_target_sample
+    cdef public long long[::1] lane_gap
+    cdef public long long[::1] lane_size
+    cdef public long long[::1] lane_head
+    cdef public long long[::1] lane_at
+    cdef public long long[::1] lane_calm
+    cdef public signed char[::1] lane_stage
+    cdef public Heap pending
+    cdef public list ready
+    cdef public Heap touched
+
+    @cython.locals(ready=Heap)
+    cpdef candidate(self, long long lane)
+    cdef long long _opening(self, long long lane, long long size) noexcept
+    cdef void _wait(self, long long lane, long long n, long long opens, long long now) noexcept
+    cdef void _calm(self, long long lane, long long until, long long most) noexcept
+    cdef void _firm(self, long long lane) noexcept
+    cdef void _firm_all(self) noexcept
+    cdef bint _restage(self, long long lane, long long now) noexcept
+    @cython.locals(ready=Heap)
+    cdef void _rest(self, long long lane) noexcept
+    cdef long long _new_lane(self, long long model, long long priority) except -1

@@ -1,0 +1,186 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: annotation_typing=False, infer_types=True
+"""Lanes and their timers.
+
+A *lane* is one model at one priority: a queue in deadline order, its candidate batch, and one timer.
+It is *empty*, *pending* (its window has not opened; the timer is the opening) or *ready* (it waits for a
+GPU in an order by ``latest``; the timer is ``latest``).
+
+Most arrivals only make a pending lane's batch longer and its opening earlier, in a way that is known
+before they come. So when a lane is formed, a *stage* is fixed: up to so many requests, and until the
+moment at which the window would open with so many, an arrival need not be looked at. The lane is listed
+at that moment, a lower bound of its opening; when it comes, or the number is reached, the next stage is
+fixed. A batch of 80 takes some five stages instead of 80 formings. What comes out is the same.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+from .columns import widen
+from .heap import Heap
+from .limits import (
+    FIELDS,
+    FIRST,
+    HEAD,
+    MASK,
+    NEVER,
+    PRIORITIES,
+    SAMPLE_NS,
+    STOP,
+    UNTIL,
+)
+from .meter import Meter
+from .models import Models
+from .policies import make_policy
+from .queues import Queues
+
+
+class Lanes:
+    """The lanes' state; memory: about 720 bytes a lane beside its ring.
+
+    ``lane_head`` is what the lane was last formed with: its head's deadline less everything that is kept
+    free before it; ``lane_at`` where its latency table starts. ``lane_stage`` is 1 where the time under
+    which the lane is listed in ``pending`` is a lower bound. With fewer than ``lane_calm`` requests an
+    arrival only moves the opening.
+    """
+
+    def __init__(self, policy: str) -> None:
+        self.policy = make_policy(policy)
+        self.now = 0
+        self.sample = 0
+        self.data = 0
+        self.result = 0
+        self.max_queue = 1
+        self.queues = Queues()
+        self.meter = Meter()
+        self.models = Models()
+        self.lane_of = array("q")
+        self.lane_model = array("q")
+        self.lane_priority = array("q")
+        self.lane_target = array("q")
+        self.lane_target_sample = array("q")
+        self.lane_gap = array("q")
+        self.lane_size = array("q")
+        self.lane_head = array("q")
+        self.lane_at = array("q")
+        self.lane_calm = array("q")
+        self.lane_stage = array("b")
+        self.pending = Heap(0)
+        self.ready = [Heap(0) for _ in range(PRIORITIES)]
+        self.touched = Heap(0)
+
+    def candidate(self, lane: int) -> tuple[str, int, int]:
+        """State (empty, pending, ready), timer (0 if empty) and size of a lane's candidate."""
+        ready = self.ready[self.lane_priority[lane]]
+        if ready.has(lane):
+            return "ready", ready.keys[ready.place[lane]], self.lane_size[lane]
+        if not self.pending.has(lane):
+            return "empty", 0, 0
+        if self.lane_stage[lane]:
+            n = self.queues.count(lane)
+            return "pending", self._opening(lane, n), n
+        return "pending", self.pending.keys[self.pending.place[lane]], self.lane_size[lane]
+
+    def _opening(self, lane: int, size: int) -> int:
+        """When the window of a lane in a stage opens if ``size`` requests are queued."""
+        at = self.lane_at[lane] + size
+        head = self.lane_head[lane]
+        latest = head - self.models.latency[at] - size * self.data
+        frontrun = head - self.models.latency[at + 1] - (size + 1) * self.data
+        arrived = self.queues.record[lane * FIELDS + FIRST] - self.models.slo[self.lane_model[lane]]
+        opens = self.policy.opens(self.now, size, self.lane_target[lane], False, frontrun, latest, arrived)
+        return opens if opens < latest else latest
+
+    def _wait(self, lane: int, n: int, opens: int, now: int) -> None:
+        """List the lane, whose n requests are its candidate, as pending, and fix its stage.
+
+        The number of requests that end the stage is about that which will be there when the window
+        opens: with ``most`` more requests it would be open at once, with as many more as are
+        ``expected`` until the opening as it stands, it will be a little earlier.
+        """
+        more = 0
+        calm = self.lane_calm[lane]
+        if n < calm:
+            budget = self.lane_head[lane] - now - 1
+            most = self.models.fit(self.lane_at[lane], calm, self.data, budget, NEVER) - 1 - n
+            if most > 0:
+                gap = self.lane_gap[lane]
+                expected = most if gap == 0 else (opens - now) // gap
+                more = most * expected // (most + expected)
+        key = opens if more == 0 else self._opening(lane, n + more)
+        self.lane_stage[lane] = more > 0
+        self.pending.put(lane, key)
+        self._calm(lane, key - 1 if more > 0 else -1, n + more)
+
+    def _calm(self, lane: int, until: int, most: int) -> None:
+        """Arrivals behind the last need no look until then, as long as there are at most ``most``."""
+        row = lane * FIELDS
+        # The rate, and with it the target size, is looked at in each sample.
+        end = (self.lane_target_sample[lane] + 1) * SAMPLE_NS - 1
+        self.queues.record[row + UNTIL] = until if until < end else end
+        if most > self.max_queue:
+            most = self.max_queue
+        room = self.queues.record[row + MASK] + 1
+        if most > room:
+            most = room
+        self.queues.record[row + STOP] = self.queues.record[row + HEAD] + most
+
+    def _firm(self, lane: int) -> None:
+        """List the lane at its true opening; the next arrival forms it."""
+        self.queues.record[lane * FIELDS + UNTIL] = -1
+        if self.lane_stage[lane]:
+            self.lane_stage[lane] = 0
+            n = self.queues.count(lane)
+            self.lane_size[lane] = n
+            self.pending.put(lane, self._opening(lane, n))
+
+    def _firm_all(self) -> None:
+        """What candidates are formed with is about to change; they keep what they were formed with."""
+        for lane in range(self.queues.lanes):
+            self._firm(lane)
+
+    def _restage(self, lane: int, now: int) -> bool:
+        """The time under which a lane is listed has come; False if that is its opening, no lower bound."""
+        if self.lane_stage[lane] == 0:
+            return False
+        n = self.queues.count(lane)
+        opens = self._opening(lane, n)
+        if opens <= now:
+            self._firm(lane)
+        else:
+            self._wait(lane, n, opens, now)
+        return True
+
+    def _rest(self, lane: int) -> None:
+        """The lane is empty."""
+        self.lane_size[lane] = 0
+        self.lane_stage[lane] = 0
+        self.queues.record[lane * FIELDS + UNTIL] = -1
+        self.pending.discard(lane)
+        ready = self.ready[self.lane_priority[lane]]
+        ready.discard(lane)
+
+    def _new_lane(self, model: int, priority: int) -> int:
+        lane = self.queues.add_lane()
+        self.meter.add_lane()
+        if lane == len(self.lane_model):
+            more = max(8, lane)
+            self.lane_model = widen("q", self.lane_model, more)
+            self.lane_priority = widen("q", self.lane_priority, more)
+            self.lane_target = widen("q", self.lane_target, more, 1)
+            self.lane_target_sample = widen("q", self.lane_target_sample, more, -1)
+            self.lane_gap = widen("q", self.lane_gap, more)
+            self.lane_size = widen("q", self.lane_size, more)
+            self.lane_head = widen("q", self.lane_head, more)
+            self.lane_at = widen("q", self.lane_at, more)
+            self.lane_calm = widen("q", self.lane_calm, more)
+            self.lane_stage = widen("b", self.lane_stage, more)
+            self.touched.reserve(lane + more)
+            self.pending.reserve(lane + more)
+            for heap in self.ready:
+                heap.reserve(lane + more)
+        self.lane_model[lane] = model
+        self.lane_priority[lane] = priority
+        self.lane_of[model * PRIORITIES + priority] = lane
+        return lane
