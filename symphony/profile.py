@@ -11,6 +11,8 @@ The file is JSON or YAML, one map::
     max_batch: 8
     latency_ms: {1: 5.1, 2: 5.9, 4: 7.8, 8: 11.9}   # or latency_ns: [5100000, ...], all sizes
     meta: {model: crepe-tiny, gpu_type: cpu}          # optional, anything
+
+What ``symphony profile`` writes holds more (:mod:`symphony.profile_file`); :meth:`Profile.load` reads both.
 """
 
 from __future__ import annotations
@@ -161,6 +163,10 @@ class Profile:
         except yaml.YAMLError:
             raise ProfileError(f"{path}: neither JSON nor YAML") from None
         try:
+            if isinstance(value, dict) and value.get("format") == "symphony-profile-2":
+                from symphony.profile_file import ProfileFile  # which imports this module
+
+                return ProfileFile.parse(value).profile()
             return cls._from_map(value)
         except ProfileError as error:
             raise ProfileError(f"{path}: {error}") from None

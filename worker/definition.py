@@ -5,8 +5,12 @@ A definition is a YAML map::
     name: crepe-tiny            # what requests call it
     slo_ms: 100                 # a request's deadline unless it brings its own, ms from its arrival
     max_batch: 32
-    loader: my.module:function  # called as function(device, **options) → torch.nn.Module; or `emulated`
+    loader: my.module:function  # called as function(device, **options) → torch.nn.Module; or a file that
+                                # torch.export (.pt2) or TorchScript (.ts, .torchscript) saved; or `emulated`
     options: {capacity: tiny}   # keyword arguments of the loader
+    weights: w.safetensors      # a state dict (also .pt, .pth) for what the function returns
+    preprocess: my.module:pre   # function(items) → {argument: tensor}; also postprocess and check: see
+                                # docs/workers.md. A module's own methods of those names do the same
     precision: float32          # or float16, bfloat16
     inputs:  [{name: audio, dtype: FP32, shape: [1024]}]      # one request's, no batch dimension
     outputs: [{name: pitch_hz, dtype: FP32, shape: []}]
@@ -14,6 +18,8 @@ A definition is a YAML map::
     profile: {alpha_ms: 1.1, beta_ms: 5.2}   # or {points: {1: 6.3, 32: 41}} in ms, or {file: l.json}
     memory_mb: 400              # weights and workspace; a model that does not fit is not loaded. 0: not known
     load_ms: 900                # how long an emulated device takes to load it
+    compile: true               # run it through torch.compile
+    cuda_graphs: true           # on CUDA, capture a graph for some batch sizes and pad to the next one
     finite: true                # a request whose outputs hold a NaN or an infinity has FAILED
 
 An emulated model needs a profile and has no code; its inputs and outputs, if any, are documentation:
@@ -32,13 +38,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from symphony.control import ModelSpec, TensorSpec
 from symphony.messages import Name
 from symphony.profile import Profile, ProfileError
+from symphony.profile_file import FORMAT, ProfileFile, read_map
 from symphony.status import SymphonyError
 from symphony.tensors import BYTES, DTYPES
 from worker import zoo
 
 EMULATED: Final = "emulated"
+PRECISIONS: Final[dict[str, Literal["fp32", "fp16", "bf16"]]] = {
+    "float32": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+}
+"""PyTorch's names and those of profile files."""
 
 _Reference = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+_ProgramFile = Annotated[str, Field(pattern=r"^.+\.(pt2|ts|torchscript)$")]
 _Ms = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -68,7 +82,8 @@ class ProfileSource(BaseModel):
     def resolve(self, max_batch: int, base: Path) -> Profile:
         """The table l(1…max_batch). Raises ProfileError."""
         if self.file is not None:
-            profile = Profile.load(base / self.file)
+            measured = self.measured(base)
+            profile = Profile.load(base / self.file) if measured is None else measured.profile()
             if profile.max_batch < max_batch:
                 raise ProfileError(
                     f"{base / self.file} ends at batch {profile.max_batch}, max_batch is {max_batch}"
@@ -80,6 +95,14 @@ class ProfileSource(BaseModel):
         assert self.beta_ms is not None
         return Profile.linear(self.alpha_ms, self.beta_ms, max_batch)
 
+    def measured(self, base: Path) -> ProfileFile | None:
+        """The file, where it is one that `symphony profile` wrote. Raises ProfileError."""
+        if self.file is None:
+            return None
+        value = read_map(base / self.file)
+        known = isinstance(value, dict) and value.get("format") == FORMAT
+        return ProfileFile.load(base / self.file) if known else None
+
 
 class Definition(BaseModel):
     """One model, as its definition file says. ``base``: the folder that relative paths start from."""
@@ -89,7 +112,11 @@ class Definition(BaseModel):
     name: Name
     slo_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     max_batch: Annotated[int, Field(ge=1, le=4096)]
-    loader: Literal["emulated"] | _Reference
+    loader: Literal["emulated"] | _Reference | _ProgramFile
+    weights: str | None = None
+    check: _Reference | None = None
+    preprocess: _Reference | None = None
+    postprocess: _Reference | None = None
     options: dict[str, Any] = {}
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     inputs: list[TensorSpec] = []
@@ -99,6 +126,8 @@ class Definition(BaseModel):
     memory_mb: Annotated[int, Field(ge=0)] = 0
     load_ms: _Ms = 0
     finite: bool = False
+    compile: bool = False
+    cuda_graphs: bool = False
     base: Path = Field(default=Path("."), exclude=True)
 
     @model_validator(mode="after")
@@ -124,6 +153,11 @@ class Definition(BaseModel):
         """Whether only an emulated device can hold it."""
         return self.loader == EMULATED
 
+    @property
+    def file(self) -> Path | None:
+        """The saved program that the loader names, or None."""
+        return None if self.emulated or ":" in self.loader else self.base / self.loader
+
     def given_profile(self) -> Profile | None:
         """The profile that the definition gives, or None where it gives none.
 
@@ -137,6 +171,23 @@ class Definition(BaseModel):
         except (ProfileError, OSError) as error:
             raise DefinitionError(f"model {self.name!r}: profile: {error}") from None
 
+    def profile_for(self, gpu_type: str) -> Profile | None:
+        """:meth:`given_profile` on a real device of that type.
+
+        Raises:
+            DefinitionError: also if the file says that it was measured on another kind of device, or
+                in another precision.
+        """
+        given = self.given_profile()
+        try:
+            measured = self.profile.measured(self.base) if self.profile is not None else None
+            if measured is not None:
+                measured.check_device(gpu_type, PRECISIONS[self.precision])
+        except ProfileError as error:
+            file = self.profile.file if self.profile is not None else ""
+            raise DefinitionError(f"model {self.name!r}: profile {file}: {error}") from None
+        return given
+
     def spec(self, profiles: Mapping[str, Profile]) -> ModelSpec:
         """What the catalogue says of the model; ``profiles`` by GPU type."""
         return ModelSpec(
@@ -147,6 +198,9 @@ class Definition(BaseModel):
             outputs=self.outputs,
             profiles={gpu: list(profile.latency_ns) for gpu, profile in profiles.items()},
         )
+
+
+_REFERENCES: Final = ("loader", "samples", "check", "preprocess", "postprocess")
 
 
 def load_definition(source: str | Path | Mapping[str, Any], base: Path | None = None) -> Definition:
@@ -204,8 +258,10 @@ def _explain(error: ValidationError) -> list[str]:
         where = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             text = "unknown key"
-        elif problem["loc"][:1] in (("loader",), ("samples",)) and problem["type"] != "missing":
-            allowed = "'emulated' or 'module:function'" if where.startswith("loader") else "'module:function'"
+        elif problem["loc"] and str(problem["loc"][0]) in _REFERENCES and problem["type"] != "missing":
+            allowed = "'module:function'"
+            if where.startswith("loader"):
+                allowed = "'emulated', 'module:function' or a file .pt2, .ts or .torchscript"
             where, text = str(problem["loc"][0]), f"expected {allowed}, found {problem['input']!r}"
         else:
             text = problem["msg"].removeprefix("Value error, ")

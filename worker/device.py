@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from symphony.tensors import DTYPES
 from worker.definition import Definition
 
 Item = Mapping[str, npt.NDArray[Any]]
+Turn = Callable[[], AbstractContextManager[object]]
 
 
 class DeviceError(SymphonyError):
@@ -48,12 +50,15 @@ def open_device(name: str, threads: int, gpu_type: str) -> Device:
 class Executed:
     """One executed batch: outputs by name with one row per item, and when the device was busy with it.
 
-    Times are monotonic ns.
+    Times are monotonic ns. ``copy_in_ns``, ``copy_out_ns`` and ``post_ns`` lasted what else was done for it.
     """
 
     outputs: dict[str, npt.NDArray[Any]]
     started_ns: int
     finished_ns: int
+    copy_in_ns: int = 0
+    copy_out_ns: int = 0
+    post_ns: int = 0
 
 
 class Device(Protocol):
@@ -74,6 +79,27 @@ class Device(Protocol):
 
     def free_bytes(self) -> int | None:
         """Memory that is free for models now; None where that cannot be told."""
+
+    def peak_bytes(self, reset: bool = False) -> int:
+        """The most memory that models have used since the last reset; where only the process can be asked,
+        the process's."""
+
+    def weights_bytes(self, key: str) -> int:
+        """Of a copy's parameters and buffers."""
+
+    def graph_sizes(self, key: str) -> list[int]:
+        """Entry b - 1: the size that a batch of b is padded to, 0: none; empty where nothing is padded."""
+
+    def describe(self) -> dict[str, str]:
+        """Versions for reports: ``torch``, and ``driver`` where there is one."""
+
+    def tune(self, key: str, items: Callable[[int], Sequence[Item]], turn: Turn) -> None:
+        """Prepare whatever depends on the batch size, once per copy and before its first batch.
+
+        Args:
+            items: makes that many requests' inputs.
+            turn: every run on the device happens inside ``with turn():``.
+        """
 
     def load(self, key: str, definition: Definition) -> None:
         """Make a copy of a model ready to be executed. Raises DefinitionError, OutOfMemory."""

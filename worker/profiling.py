@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
@@ -12,8 +13,8 @@ import numpy as np
 from symphony.profile import Profile
 from symphony.status import SymphonyError
 from worker.definition import Definition, DefinitionError
-from worker.device import Device, OutOfMemory
-from worker.loading import sampler
+from worker.device import Device, DeviceLost, Executed, OutOfMemory
+from worker.loading import Inputs, sampler
 from worker.turns import Turns
 
 _log = logging.getLogger(__name__)
@@ -78,6 +79,85 @@ def _continue(points: dict[int, float], max_batch: int) -> None:
     points[max_batch] = points[last] + slope * (max_batch - last)
 
 
+class Trial:
+    """Runs batches of a model's samples on the device, in turns in which nothing else is there.
+
+    Args:
+        device, key, definition: the copy.
+        sample: makes one request's inputs.
+        turns: whose turn it is.
+        stop: asked while waiting.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        key: str,
+        definition: Definition,
+        sample: Callable[[np.random.Generator], Inputs],
+        turns: Turns,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._device = device
+        self._key = key
+        self._definition = definition
+        self._sample = sample
+        self._turns = turns
+        self._stop = stop
+        self._rng = np.random.default_rng(0)
+
+    def items(self, size: int) -> list[Inputs]:
+        """Inputs of that many requests."""
+        return [self._sample(self._rng) for _ in range(size)]
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """The device for itself. Raises Stopped."""
+        with self._turns.background(self._stop) as mine:
+            if not mine:
+                raise Stopped("stopped while measuring latencies")
+            yield
+
+    def run(self, size: int) -> tuple[Executed, int]:
+        """One batch, and how many ns its inputs took to prepare.
+
+        Raises:
+            DefinitionError: the model raised, or returned something else than it should.
+            OutOfMemory, DeviceLost, Stopped: as the name says.
+        """
+        items = self.items(size)
+        try:
+            began = time.monotonic_ns()
+            prepared = self._device.prepare(self._key, items)
+            took = time.monotonic_ns() - began
+            with self.turn():
+                return self._device.collect(self._device.launch(self._key, prepared, size)), took
+        except (Stopped, OutOfMemory, DeviceLost):
+            raise
+        except Exception as error:
+            raise DefinitionError(
+                f"model {self._definition.name!r}: a batch of {size} of its samples raised "
+                f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            ) from error
+
+    def first(self) -> None:
+        """Batches of 1, 2 and 3, then whatever the device prepares per size.
+
+        Raises:
+            DefinitionError: also if a batch of one works and a larger one does not.
+        """
+        self.run(1)
+        for size in range(2, min(3, self._definition.max_batch) + 1):
+            try:
+                self.run(size)
+            except DefinitionError as error:
+                raise DefinitionError(
+                    f"{error} — a batch of 1 ran: its batch dimension is fixed. Export it with a dynamic "
+                    "one (torch.export.export(…, dynamic_shapes=…)), or set max_batch: 1"
+                ) from error
+        self._device.tune(self._key, self.items, self.turn)
+
+
 def profile_on(
     device: Device,
     key: str,
@@ -96,7 +176,7 @@ def profile_on(
             tell what its inputs look like.
         Stopped: ``stop`` said so.
     """
-    given = definition.given_profile()
+    given = definition.profile_for(device.gpu_type)
     sample = sampler(definition)
     if sample is None:
         if given is None:
@@ -105,22 +185,11 @@ def profile_on(
                 "request's inputs): inputs of any length cannot be made up to measure it with"
             )
         return given
-    rng = np.random.default_rng(0)
+    execute = Trial(device, key, definition, sample, turns, stop)
+    execute.first()
 
     def run(size: int) -> int:
-        try:
-            prepared = device.prepare(key, [sample(rng) for _ in range(size)])
-            with turns.background(stop) as mine:
-                if not mine:
-                    raise Stopped("stopped while measuring latencies")
-                executed = device.collect(device.launch(key, prepared, size))
-        except (Stopped, OutOfMemory):
-            raise
-        except Exception as error:
-            raise DefinitionError(
-                f"model {definition.name!r}: a batch of {size} of its samples raised "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        executed, _ = execute.run(size)
         return executed.finished_ns - executed.started_ns
 
     if given is not None:

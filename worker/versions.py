@@ -12,8 +12,8 @@ from worker.definition import Definition
 def fingerprint(definition: Definition) -> str:
     """Changes when the definition, or the size, time or identity of a file that it names, changes.
 
-    Files are those that its options or its loader name (relative to the definition's folder), its
-    profile, and the module of its loader where that lies beside the definition.
+    Files are those that its options, its weights or its loader name (relative to the definition's folder),
+    its profile, and the module of its loader where that lies beside the definition.
     """
     digest = hashlib.sha256(definition.model_dump_json().encode())
     for file in sorted(set(files(definition))):
@@ -31,6 +31,10 @@ def files(definition: Definition) -> Iterator[Path]:
     for value in definition.options.values():
         if isinstance(value, str) and (definition.base / value).is_file():
             yield definition.base / value
+    if definition.weights is not None:
+        yield definition.base / definition.weights
+    if definition.file is not None:
+        yield definition.file
     if definition.profile is not None and definition.profile.file is not None:
         yield definition.base / definition.profile.file
     if ":" in definition.loader:

@@ -28,6 +28,7 @@ COMMANDS: Final[dict[str, str]] = {
     "scheduler": "Run one scheduler shard.",
     "worker": "Run one worker with its device and models.",
     "load": "Offer load to models and measure what comes back.",
+    "profile": "Measure how long batches of a model take on a device.",
     "simulate": "Simulate an experiment under a virtual clock: policies, baselines, goodput.",
     "status": "Show who is in the cluster.",
     "bench": "Run a benchmark: core, engine, latency, rate.",

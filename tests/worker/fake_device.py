@@ -51,6 +51,7 @@ class FakeDevice:
         self.sizes: list[int] = []
         self.prepared: list[int] = []
         self.free: int | None = None
+        self.tuned: list[str] = []
         self.definitions: dict[str, Definition] = {}
 
     def free_bytes(self) -> int | None:
@@ -61,6 +62,22 @@ class FakeDevice:
 
     def unload(self, key: str) -> None:
         self.definitions.pop(key, None)
+
+    def tune(self, key: str, items: Any, turn: Any) -> None:
+        with turn():
+            self.tuned.append(key)
+
+    def peak_bytes(self, reset: bool = False) -> int:
+        return 3 << 20
+
+    def weights_bytes(self, key: str) -> int:
+        return 1 << 20
+
+    def graph_sizes(self, key: str) -> list[int]:
+        return []
+
+    def describe(self) -> dict[str, str]:
+        return {"torch": "none", "driver": "1.2"}
 
     def check(self, key: str, item: Item) -> None:
         if (item["x"] == 13).any():

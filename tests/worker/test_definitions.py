@@ -95,8 +95,11 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
         ({"slo_ms": -1}, r"slo_ms: .*greater than 0"),
         ({"slo_ms": float("nan")}, r"slo_ms: "),
         ({"max_batch": 0}, r"max_batch: .*greater than or equal to 1"),
-        ({"loader": "no function"}, r"loader: expected 'emulated' or 'module:function', found 'no function'"),
-        ({"loader": 3}, r"loader: expected 'emulated' or 'module:function', found 3"),
+        (
+            {"loader": "no function"},
+            r"loader: expected 'emulated', 'module:function' or a file .*, found 'no function'",
+        ),
+        ({"loader": 3}, r"loader: expected 'emulated', 'module:function' or a file .*, found 3"),
         ({"samples": "nope"}, r"samples: expected 'module:function', found 'nope'"),
         ({"inputs": []}, r"a model with a loader needs inputs and outputs"),
         (

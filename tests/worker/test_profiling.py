@@ -67,14 +67,14 @@ def test_a_given_profile_is_taken_and_every_size_tried_once() -> None:
     device, given = FakeDevice(), definition()
     device.load("double#1", given)
     assert profile_on(device, "double#1", given, Turns()) == given.given_profile()
-    assert device.sizes == [1, 2, 4, 8, 16, 32]
+    assert device.sizes == [1, 2, 3, 1, 2, 4, 8, 16, 32]
 
 
 def test_without_a_profile_it_is_measured() -> None:
     device, without = FakeDevice(), definition(profile=None, max_batch=4)
     device.load("double#1", without)
     assert profile_on(device, "double#1", without, Turns()).max_batch == 4
-    assert set(device.sizes) == {1, 2, 4}
+    assert set(device.sizes) == {1, 2, 3, 4}
 
 
 def test_a_model_whose_inputs_nobody_can_make_up_needs_a_profile() -> None:

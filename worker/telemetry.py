@@ -1,0 +1,145 @@
+"""What an NVIDIA GPU says of itself, by NVML (package ``nvidia-ml-py``, module ``pynvml``).
+
+Without the package, the driver or a GPU there is no telemetry, and :attr:`Telemetry.absent` says why. A
+value that this GPU does not tell is None and not a reason to stop.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from symphony.status import SymphonyError
+
+_log = logging.getLogger(__name__)
+
+THROTTLE_REASONS: Final = {
+    "nvmlClocksThrottleReasonGpuIdle": "idle",
+    "nvmlClocksThrottleReasonApplicationsClocksSetting": "applications-clocks",
+    "nvmlClocksThrottleReasonSwPowerCap": "sw-power-cap",
+    "nvmlClocksThrottleReasonHwSlowdown": "hw-slowdown",
+    "nvmlClocksThrottleReasonSyncBoost": "sync-boost",
+    "nvmlClocksThrottleReasonSwThermalSlowdown": "sw-thermal",
+    "nvmlClocksThrottleReasonHwThermalSlowdown": "hw-thermal",
+    "nvmlClocksThrottleReasonHwPowerBrakeSlowdown": "hw-power-brake",
+    "nvmlClocksThrottleReasonDisplayClockSetting": "display-clocks",
+}
+"""NVML's bits by their constant's name, and what they are called here."""
+
+
+class Telemetry:
+    """One GPU. All methods are called from one thread.
+
+    Args:
+        device: as PyTorch calls it, ``cuda:N``; anything else has no telemetry.
+        pynvml: the module; None: import it.
+        uuid: the GPU's, where N does not tell because ``CUDA_VISIBLE_DEVICES`` hides some.
+    """
+
+    def __init__(self, device: str, pynvml: Any = None, uuid: str | None = None) -> None:
+        self.absent: str | None = None
+        """Why there is none; None if there is."""
+        self._nvml: Any = None
+        self._handle: Any = None
+        if not device.startswith("cuda"):
+            self.absent = f"device {device} is no NVIDIA GPU"
+            return
+        try:
+            nvml = pynvml or importlib.import_module("pynvml")
+        except ModuleNotFoundError:
+            self.absent = "the package nvidia-ml-py is not installed"
+            return
+        try:
+            nvml.nvmlInit()
+            self._nvml = nvml
+            if uuid is not None:
+                self._handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+            else:
+                self._handle = nvml.nvmlDeviceGetHandleByIndex(int(device.partition(":")[2] or 0))
+        except nvml.NVMLError as error:
+            self.absent = f"NVML: {error}"
+            self.close()
+
+    def driver(self) -> str | None:
+        """The driver's version."""
+        nvml = self._nvml
+        return None if nvml is None else self._ask(lambda: _text(nvml.nvmlSystemGetDriverVersion()))
+
+    def clocks(self) -> dict[str, int]:
+        """MHz now: ``sm`` and ``memory``; empty without telemetry."""
+        nvml = self._nvml
+        if nvml is None:
+            return {}
+        read = {
+            "sm": self._ask(lambda: nvml.nvmlDeviceGetClockInfo(self._handle, nvml.NVML_CLOCK_SM)),
+            "memory": self._ask(lambda: nvml.nvmlDeviceGetClockInfo(self._handle, nvml.NVML_CLOCK_MEM)),
+        }
+        return {name: int(value) for name, value in read.items() if value is not None}
+
+    def read(self) -> dict[str, Any]:
+        """Everything that is published, as ``docs/wire-protocol.md`` lists it for topic ``gpu.<worker>``."""
+        nvml, handle = self._nvml, self._handle
+        if nvml is None:
+            return {"v": 1, "absent": self.absent}
+        rates = self._ask(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
+        memory = self._ask(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+        power = self._ask(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
+        clocks = self.clocks()
+        return {
+            "v": 1,
+            "absent": None,
+            "name": self._ask(lambda: _text(nvml.nvmlDeviceGetName(handle))),
+            "utilization": None if rates is None else rates.gpu / 100,
+            "memory_utilization": None if rates is None else rates.memory / 100,
+            "memory_used_mb": None if memory is None else int(memory.used) >> 20,
+            "memory_total_mb": None if memory is None else int(memory.total) >> 20,
+            "temperature_c": self._ask(
+                lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)
+            ),
+            "power_w": None if power is None else power / 1000,
+            "sm_mhz": clocks.get("sm"),
+            "memory_mhz": clocks.get("memory"),
+            "throttle": self._throttle(),
+            "ecc_corrected": self._ecc("NVML_MEMORY_ERROR_TYPE_CORRECTED"),
+            "ecc_uncorrected": self._ecc("NVML_MEMORY_ERROR_TYPE_UNCORRECTED"),
+        }
+
+    def close(self) -> None:
+        """Let NVML go."""
+        nvml, self._nvml = self._nvml, None
+        if nvml is not None:
+            try:
+                nvml.nvmlShutdown()
+            except nvml.NVMLError as error:
+                _log.debug("NVML would not end: %s", error)
+
+    def _throttle(self) -> list[str] | None:
+        nvml = self._nvml
+        bits = self._ask(lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle))
+        if bits is None:
+            return None
+        known = {getattr(nvml, constant, 0): name for constant, name in THROTTLE_REASONS.items()}
+        return [name for bit, name in known.items() if bit & bits]
+
+    def _ecc(self, kind: str) -> int | None:
+        nvml = self._nvml
+        value = self._ask(
+            lambda: nvml.nvmlDeviceGetTotalEccErrors(
+                self._handle, getattr(nvml, kind), nvml.NVML_VOLATILE_ECC
+            )
+        )
+        return None if value is None else int(value)
+
+    def _ask(self, question: Callable[[], Any]) -> Any:
+        try:
+            return question()
+        except self._nvml.NVMLError:
+            return None  # this GPU does not tell
+        except AttributeError as error:
+            raise SymphonyError(f"this pynvml is not nvidia-ml-py: {error}") from None
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
