@@ -30,6 +30,8 @@ from symphony.waiter import Waiter
 
 _log = logging.getLogger(__name__)
 
+MANY_BACK: Final = 4_096
+"""Batches that may have come back before they are learned from."""
 PAUSE_NS: Final = 100_000_000
 """How long a worker whose pipe was full gets nothing."""
 
@@ -106,6 +108,9 @@ class Fleet:
         self._monitors: dict[object, Worker] = {}
         self._paused: list[Worker] = []
         self._lost: list[Out] = []
+        self._back: list[tuple[Taken, wire.Completed]] = []
+        self._back_batches = 0
+        self._relearned = 0
 
     # --- who is there ------------------------------------------------------------------------
 
@@ -282,7 +287,7 @@ class Fleet:
         gpu = np.frombuffer(d.gpu, np.int64)
         owner = self._owner[gpu]
         first = int(owner[0])
-        if first >= 0 and (owner == first).all():
+        if first >= 0 and np.count_nonzero(owner == first) == owner.size:
             return self._frames(first, d, None)
         messages: list[tuple[Worker, bytes]] = []
         order = np.argsort(owner, kind="stable")
@@ -307,9 +312,9 @@ class Fleet:
             batch, gpu, model, exec_at, size = (c[rows] for c in (batch, gpu, model, exec_at, size))
             places = np.repeat(start - (np.cumsum(size) - size), size) + np.arange(int(size.sum()))
             key, deadline = key[places], deadline[places]
-        numbers = np.flatnonzero(np.bincount(model))
+        numbers = np.bincount(model).nonzero()[0]
         names = [self._table.names[number] for number in numbers.tolist()]
-        indexes = np.searchsorted(numbers, model)
+        indexes = numbers.searchsorted(model)
         if key.size <= wire.MAX_REQUESTS:
             plan = wire.Plan(self._shard, names, batch, gpu, indexes, exec_at, size, key, deadline)  # type: ignore[arg-type]
             return [(worker, wire.encode_plan(plan))]
@@ -335,31 +340,49 @@ class Fleet:
                 self._paused.append(worker)
                 self._withdraw(now, worker)
 
-    def completed(self, now: int, done: wire.Completed, result_ns: int) -> Back | None:
-        """Take in completions; returns those of batches that were out.
+    @property
+    def has_much_to_learn(self) -> bool:
+        """Whether :meth:`take_back` should be called soon, because much has gathered for it."""
+        return self._back_batches >= MANY_BACK
+
+    def completed(self, now: int, done: wire.Completed, result_ns: int) -> None:
+        """Take in completions; what they teach waits for :meth:`take_back`.
 
         Raises nothing on batches that are unknown, done already or on another GPU: they are counted.
         """
         if not done.batch.size:
-            return None
+            return
         taken, strange = self.out.take(done.batch, done.gpu, done.finished, result_ns)
         if strange.size:
             detail = f"batch {done.batch[strange[0]]} on GPU {done.gpu[strange[0]]}"
             self._faults.count("completion-of-unknown-batch", detail, int(strange.size))
         if not taken.row.size:
-            return None
-        row = taken.row
-        gpu, started, finished = done.gpu[row], done.started[row], done.finished[row]
-        self._core.complete(now, gpu, done.batch[row], finished)
-        self._learn(taken, gpu.astype(np.int64), done.size[row].astype(np.int64), started, finished)
-        failed = done.failed[row].astype(np.int64)
-        return Back(taken.model, taken.size, taken.good, failed, started, finished)
+            return
+        if strange.size:
+            row = taken.row
+            done = wire.Completed._make([*(column[row] for column in done[:6]), []])
+        self._core.complete(now, done.gpu, done.batch, done.finished)
+        self._back.append((taken, done))
+        self._back_batches += taken.row.size
 
-    def _learn(self, taken: Taken, gpu: Ids, ran: Ids, started: Ids, finished: Ids) -> None:
-        self.margins.observe(gpu, finished - taken.finish_at)
+    def take_back(self) -> Back | None:
+        """Learn from what has come back since the last call; returns it for the statistics.
+
+        Whoever owns the fleet calls it now and then: many batches at once cost little more than one.
+        """
+        if not self._back:
+            return None
+        parts, self._back, self._back_batches = self._back, [], 0
+        model, size, finish_at, good = (np.concatenate([part[0][i] for part in parts]) for i in range(1, 5))
+        gpu, ran, failed, started, finished = (
+            np.concatenate([part[1][i] for part in parts]).astype(np.int64) for i in range(1, 6)
+        )
+        there = self._owner[gpu] >= 0  # of a GPU that has gone since there is nothing to learn
+        self.margins.observe(gpu[there], (finished - finish_at)[there])
         kind = self._kind[gpu]
-        profiled = self._table.profiled_ns(taken.model, kind, ran)
-        self.corrections.observe(taken.model, kind, finished - started, profiled)
+        profiled = self._table.profiled_ns(model, kind, ran)
+        self.corrections.observe(model, kind, finished - started, profiled)
+        return Back(model, size, good, failed, started, finished)
 
     @property
     def slices(self) -> int:
@@ -368,7 +391,9 @@ class Fleet:
 
     def relearn(self, now: int, cap_ns: int) -> None:
         """Give the core the latencies and margins that completions call for, a slice of them at a time."""
-        for model, gpu_type, factor in self.corrections.changes():
+        self._relearned += 1
+        several = max(1, self.slices // self.corrections.slices)
+        for model, gpu_type, factor in self.corrections.changes() if self._relearned % several == 0 else ():
             _log.info("%s takes %.2f times as long as profiled", self._table.names[model], factor)
             self._table.correct(now, model, gpu_type, factor)
         for gpu, margin in self.margins.changes(cap_ns):

@@ -5,14 +5,14 @@ deadlines of all batches lie in a second ring in the order in which they were se
 what is out, and double when that grows; a batch that stays out while the rings go round (its worker hangs
 but lives) moves to a dictionary, so that one straggler makes nothing grow. Nothing is allocated per batch.
 
-Memory: 49 bytes per row, 16 per request; at most twice as many of each as were ever out at once, rounded
+Memory: 57 bytes per row, 16 per request; at most twice as many of each as were ever out at once, rounded
 up to a power of two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from scheduler.recent import Ids
 from symphony.wire import I64, U64
 
 Column = npt.NDArray[Any]
+NOTHING: Final = np.zeros(0, np.int64)
 
 
 class Out(NamedTuple):
@@ -60,13 +61,12 @@ class Outstanding:
     def __init__(self, batches: int = 1 << 10, requests: int = 1 << 15) -> None:
         self._batch = np.full(batches, -1, np.int64)
         self._gpu = np.zeros(batches, np.int64)
-        self._model = np.zeros(batches, np.int32)
+        self._model = np.zeros(batches, np.int64)
         self._priority = np.zeros(batches, np.uint8)
-        self._size = np.zeros(batches, np.int32)
+        self._size = np.zeros(batches, np.int64)
         self._finish_at = np.zeros(batches, np.int64)
         self._first_due = np.zeros(batches, np.int64)
         self._start = np.zeros(batches, np.int64)
-        self._mark = np.zeros(batches, np.int64)
         self._key = np.zeros(requests, np.uint64)
         self._deadline = np.zeros(requests, np.int64)
         self._head = 0
@@ -99,12 +99,16 @@ class Outstanding:
         batch = np.frombuffer(d.batch, np.int64)
         if not batch.size:
             return
+        n = batch.size
         size = np.frombuffer(d.size, np.int64)
         deadline = np.frombuffer(d.deadline, np.int64)
-        start = np.cumsum(size) - size
+        start = size.cumsum()
+        start -= size
         self._make_rows(batch)
         self._make_keys(deadline.size)
-        row = batch & (self._batch.size - 1)
+        row: Any = batch & (self._batch.size - 1)
+        if row[-1] - row[0] == n - 1:  # in a row, which is how the core numbers them
+            row = slice(int(row[0]), int(row[0]) + n)
         self._batch[row] = batch
         self._gpu[row] = np.frombuffer(d.gpu, np.int64)
         self._model[row] = np.frombuffer(d.model, np.int64)
@@ -112,9 +116,10 @@ class Outstanding:
         self._size[row] = size
         self._finish_at[row] = np.frombuffer(d.finish_at, np.int64)
         self._first_due[row] = np.minimum.reduceat(deadline, start)
-        self._start[row] = start + self._head
+        start += self._head
+        self._start[row] = start
         self._write(np.frombuffer(d.key, np.uint64), deadline)
-        self._in_ring += batch.size
+        self._in_ring += n
 
     def _write(self, key: U64, deadline: I64) -> None:
         """Append to the ring of requests, in two pieces where it goes round."""
@@ -129,10 +134,11 @@ class Outstanding:
         """Free rows for these batches: grow if half of them are in use, else move stragglers out."""
         while True:
             row = batch & (self._batch.size - 1)
-            taken = row[self._batch[row] >= 0]
+            there = self._batch[row] >= 0
             span = int(batch[-1] - batch[0]) + 1
-            if not taken.size and span <= self._batch.size:
+            if span <= self._batch.size and not np.count_nonzero(there):
                 return
+            taken = row[there]
             if self._in_ring + batch.size > self._batch.size // 2 or span > self._batch.size:
                 self._widen_rows()
             else:
@@ -150,7 +156,6 @@ class Outstanding:
         batch = np.full(size, -1, np.int64)
         batch[row] = self._batch[live]
         self._batch = batch
-        self._mark = np.zeros(size, np.int64)
 
     def _make_keys(self, n: int) -> None:
         """Room for ``n`` more requests: grow if half of it is in use, else move stragglers out."""
@@ -168,7 +173,7 @@ class Outstanding:
         """Twice the room, what is out in its order at the front."""
         live = live[np.argsort(self._start[live], kind="stable")]
         old = self._places(live)
-        size = self._size[live].astype(np.int64)
+        size = self._size[live]
         room = 2 * self._key.size
         key, deadline = np.zeros(room, np.uint64), np.zeros(room, np.int64)
         key[: old.size], deadline[: old.size] = self._key[old], self._deadline[old]
@@ -178,7 +183,7 @@ class Outstanding:
 
     def _places(self, rows: Ids) -> Ids:
         """Where the requests of these rows' batches lie, batch after batch."""
-        size = self._size[rows].astype(np.int64)
+        size = self._size[rows]
         before = np.cumsum(size) - size
         return (np.repeat(self._start[rows] - before, size) + np.arange(int(size.sum()))) & (
             self._key.size - 1
@@ -219,28 +224,31 @@ class Outstanding:
         """
         number = batch.view(np.int64)
         row = number & (self._batch.size - 1)
-        known = (self._batch[row] == number) & (number >= 0) & (self._gpu[row] == gpu)
-        at = np.flatnonzero(known)
-        row = row[at]
-        if at.size > 1:
-            order = np.arange(at.size)
-            self._mark[row[::-1]] = order[::-1]
-            first = self._mark[row] == order
-            at, row = at[first], row[first]
-        due = finished[at] + result_ns
-        size = self._size[row].astype(np.int64)
-        good = size.copy()
-        late = np.flatnonzero(self._first_due[row] < due)
-        if late.size:
-            in_time = self._deadline[self._places(row[late])] >= np.repeat(due[late], size[late])
-            good[late] = np.add.reduceat(in_time, np.cumsum(size[late]) - size[late], dtype=np.int64)
-        taken = Taken(at, self._model[row].astype(np.int64), size, self._finish_at[row], good)
+        known = self._batch[row] == number
+        known &= self._gpu[row] == gpu
+        known &= number >= 0
+        if len(set(number.tolist())) < number.size:
+            known[_repeated(number, known)] = False
+        whole = np.count_nonzero(known) == known.size
+        at = np.arange(known.size) if whole else known.nonzero()[0]
+        if not whole:
+            row = row[at]
+            due = finished[at] + result_ns
+        else:
+            due = finished + result_ns
+        size = self._size[row]
+        good = size
+        is_late = self._first_due[row] < due
+        if np.count_nonzero(is_late):
+            good = size.copy()
+            late = is_late.nonzero()[0]
+            in_time = self._deadline[self._places(row[late])] >= due[late].repeat(size[late])
+            good[late] = np.add.reduceat(in_time, size[late].cumsum() - size[late], dtype=np.int64)
+        taken = Taken(at, self._model[row], size, self._finish_at[row], good)
         self._clear(row)
-        if at.size == batch.size:
-            return taken, np.zeros(0, np.int64)
-        is_strange = np.ones(batch.size, np.bool_)
-        is_strange[at] = False
-        strange = np.flatnonzero(is_strange)
+        if whole:
+            return taken, NOTHING
+        strange = (~_marked(at, batch.size)).nonzero()[0]
         if self._stragglers:
             return self._take_stragglers(taken, strange, batch, gpu, finished + result_ns)
         return taken, strange
@@ -272,3 +280,16 @@ class Outstanding:
         gone = set(gpus.tolist())
         late = [batch for batch, out in self._stragglers.items() if out.gpu in gone]
         return [self._stragglers.pop(batch) for batch in sorted(late)] + found
+
+
+def _marked(at: Ids, size: int) -> npt.NDArray[np.bool_]:
+    marks = np.zeros(size, np.bool_)
+    marks[at] = True
+    return marks
+
+
+def _repeated(number: Ids, known: npt.NDArray[np.bool_]) -> Ids:
+    """Positions, among the known, of numbers that stood there before."""
+    at = known.nonzero()[0]
+    _, first = np.unique(number[at], return_index=True)
+    return np.delete(at, first)

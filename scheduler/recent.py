@@ -40,9 +40,9 @@ class Recent:
         rows = self._rows(series)
         position = self._count[rows]
         if rows.size > 1:
-            order = np.argsort(rows, kind="stable")
+            order = rows.argsort(kind="stable")
             ordered = rows[order]
-            new = np.flatnonzero(np.diff(ordered)) + 1
+            new = (ordered[1:] != ordered[:-1]).nonzero()[0] + 1
             if new.size + 1 < rows.size:  # some are there more than once: their n-th goes n places on
                 starts = np.concatenate(([0], new))
                 runs = np.diff(np.concatenate((starts, [rows.size])))

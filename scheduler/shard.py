@@ -19,7 +19,7 @@ import zmq
 
 from scheduler.assignment import Assignment
 from scheduler.core.machine import Core
-from scheduler.fleet import Back, Fleet
+from scheduler.fleet import Fleet
 from scheduler.following import Following
 from scheduler.frontends import Frontends
 from scheduler.phases import Phases
@@ -154,14 +154,12 @@ class Shard:
             self._follow_members()
             self._follow_links()
             lap(MEMBERS)
-            back = self._read_completions()
+            self._read_completions()
             lap(COMPLETIONS)
             self._read_submits()
             lap(SUBMITS)
             self._act()
             acted = lap(ACT)
-            if back is not None:
-                self.stats.completed(back, len(self.table.names))
             self._learn_from_completions(acted)
             self._report()
             self.stats.iterated(lap(LEARN) - woke)
@@ -289,9 +287,9 @@ class Shard:
         )
         self._act(lost=True)
 
-    def _read_completions(self) -> Back | None:
+    def _read_completions(self) -> None:
         if self._done not in self._ready:
-            return None
+            return
         messages = []
         for frames in drain(self._done):
             if len(frames) == 2:
@@ -301,7 +299,7 @@ class Shard:
         done = wire.join_dones(messages)
         for error in done.errors:
             self.faults.count(f"done-{error.reason}", error)
-        return self.fleet.completed(self._now(), done, self.settings.result_ns)
+        self.fleet.completed(self._now(), done, self.settings.result_ns)
 
     def _read_submits(self) -> None:
         if self._submit not in self._ready:
@@ -343,7 +341,12 @@ class Shard:
 
     def _learn_from_completions(self, mono: int) -> None:
         """A slice of the margins and factors at a time, all of them once a second."""
-        if mono >= self._learn_at:
+        due = mono >= self._learn_at
+        if due or self.fleet.has_much_to_learn:
+            back = self.fleet.take_back()
+            if back is not None:
+                self.stats.completed(back, len(self.table.names))
+        if due:
             self._learn_at = mono + REPORT_NS // self.fleet.slices
             self.fleet.relearn(self.clock.now(), self.table.tightest_slo_ns() // GPU_SHARE)
 
