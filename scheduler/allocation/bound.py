@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from .program import Clock, Program
-from .work import EPSILON, Problem
+from .work import EPSILON, NOWHERE, Problem
 
 LEAST_S: Final = 5.0
 """The relaxation may take that long even where the time limit is shorter: without it nothing is known."""
@@ -20,10 +20,10 @@ LEAST_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """unserved: requests/s at least. gpus: at least. peak: the largest load of a shard, at least.
+    """unserved: requests/s at least, and what models that nothing can run count for. gpus: at least.
 
-    work: busy GPUs in all, at least; what serves less has none to compare with.
-    flows: model → type → fraction of its rate, in the relaxation's optimum.
+    peak: the largest load of a shard, at least. work: busy GPUs in all, at least; 0 where load stays
+    unserved, as gpus and peak are then. flows: model → type → fraction of its rate, in its optimum.
     """
 
     unserved: float
@@ -74,8 +74,11 @@ def relax(problem: Problem, clock: Clock) -> Bound:
         if values[column] > 1e-9:
             parts[m][t] = values[column]
     total = least.value if least.solved else 0.0
-    missed = max(0.0, rate + most.value)
-    return _bound(problem, missed if missed > EPSILON * rate else 0.0, total / problem.headroom, total, parts)
+    nowhere = NOWHERE * sum(1 for fits in problem.fits if not any(fits))
+    missed = max(0.0, rate + most.value) + nowhere
+    return _bound(
+        problem, missed if missed > EPSILON * max(1.0, rate) else 0.0, total / problem.headroom, total, parts
+    )
 
 
 def _best(problem: Problem) -> list[dict[int, float]]:

@@ -121,9 +121,10 @@ def _headline(problem: Problem, best: Division, needed: int, bound: Bound, gaps:
         )
     lost = sum(best.unserved.values())
     share = lost / max(EPSILON, float(problem.rate.sum()))
+    more = f"about {needed} GPUs would serve it, there are {there}; " if needed > there else ""
     return (
-        f"not all load can be served: {lost:.4g} requests/s ({share:.1%}) find no room; it would need "
-        f"about {needed} GPUs, there are {there}; at most so far from the best: {far}"
+        f"not all load can be served: {lost:,.1f} requests/s ({share:.1%}) find no room; {more}"
+        f"at most so far from the best: {far}"
     )
 
 
@@ -148,7 +149,7 @@ def _shard(problem: Problem, handed: Division, s: int, models: list[int]) -> str
     name = problem.cluster.shards[s]
     row = handed.gpus[s]
     if not models:
-        return f"{name}: no model, no GPU: fewer shards take fewer GPUs for this load"
+        return f"{name}: no model, no GPU: more shards would take more GPUs, or nothing is left to place"
     gpus = " + ".join(f"{n} {group.type}" for n, group in zip(row, problem.cluster.gpus, strict=True) if n)
     load, count = handed.load[s], sum(row)
     room = min((problem.room[t] for t, n in enumerate(row) if n), default=0.0)
@@ -156,9 +157,10 @@ def _shard(problem: Problem, handed: Division, s: int, models: list[int]) -> str
     why = f"{load:.4g} busy GPUs at headroom {problem.headroom:g} take {gpus_for(load, problem.headroom)}"
     if load > problem.headroom * count + EPSILON:
         why += f", kept up to a headroom of {keeping(problem):g}"
+    noun = "model" if len(models) == 1 else "models"
     return (
-        f"{name}: {gpus or 'no GPU'} for {len(models)} models: {why}; utilization "
-        f"{load / count if count else 0:.1%}; memory {memory:.4g} of {room:.4g} MB"
+        f"{name}: {gpus or 'no GPU'} for {len(models)} {noun}: {why}; utilization "
+        f"{load / count if count else 0:.1%}; memory {memory:,.0f} of {room:,.0f} MB"
     )
 
 
@@ -207,7 +209,7 @@ def _added(problem: Problem, handed: Division, now: Division | None, held: list[
 def _unserved(problem: Problem, best: Division, m: int) -> str:
     """What is short, and by how much."""
     model, rate = problem.models[m], best.unserved[m]
-    text = f"{model.name}: {rate:.4g} of {model.rate:g} requests/s unserved: "
+    text = f"{model.name}: {rate:,.1f} of {model.rate:,g} requests/s unserved: "
     if not any(problem.fits[m]):
         if not problem.cluster.gpus:
             return text + "there are no GPUs"
@@ -226,6 +228,6 @@ def _unserved(problem: Problem, best: Division, m: int) -> str:
     if most < model.memory_mb and any(map(sum, best.gpus)):
         return text + (
             f"memory is short: it needs {model.memory_mb:g} MB, and the most that a shard with GPUs has "
-            f"left is {most:.4g} MB"
+            f"left is {most:,.0f} MB"
         )
     return text + f"GPUs are short, by {more:.3g} for this model"

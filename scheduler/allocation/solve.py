@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from . import mip
@@ -79,6 +80,10 @@ def improve(
             found = mip.read(problem, columns, answer, clock)
             if found is not None and found.better(best):
                 best = canonical(problem, found)
+            if answer.bound == math.inf:
+                # A packing may split a model in other shares than equal parts, and no plan in equal
+                # parts is as good: the program has nothing to add.
+                break
             bound = bound.raised(stage, answer.bound + offset)
             value, _ = _value(best, bound, stage)
         mip.limit(columns, terms, value - offset + EPSILON * max(1.0, abs(value)))

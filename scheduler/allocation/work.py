@@ -77,7 +77,7 @@ class Problem:
             reason = "a worker could not load it there"
         elif model.memory_mb > group.memory_mb:
             short = model.memory_mb - group.memory_mb
-            reason = f"it needs {model.memory_mb:g} MB of {group.memory_mb:g} MB, {short:g} MB too much"
+            reason = f"it needs {model.memory_mb:,g} MB of {group.memory_mb:,g} MB, {short:,g} MB too much"
         else:
             alone = (
                 profile.latency(1) / 1e6 + (network.control_us + network.data_us + network.result_us) / 1e3

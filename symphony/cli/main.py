@@ -30,6 +30,7 @@ COMMANDS: Final[dict[str, str]] = {
     "load": "Offer load to models and measure what comes back.",
     "profile": "Measure how long batches of a model take on a device.",
     "simulate": "Simulate an experiment under a virtual clock: policies, baselines, goodput.",
+    "plan": "Place models on sub-clusters and count the GPUs that they need.",
     "status": "Show who is in the cluster.",
     "bench": "Run a benchmark: core, engine, latency, rate.",
     "telemetry": "Follow the cluster's telemetry as JSON lines.",

@@ -93,7 +93,7 @@ def test_load_that_cannot_be_served_is_an_answer() -> None:
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        (cluster(model("m", 10, memory_mb=20_000)), "20000 MB of 16000 MB, 4000 MB too much"),
+        (cluster(model("m", 10, memory_mb=20_000)), "20,000 MB of 16,000 MB, 4,000 MB too much"),
         (cluster(model("m", 10), gpus=0), "there is none of it"),
         (replace(cluster(model("m", 10)), gpus=()), "there are no GPUs"),
         (cluster(model("m", 10, slo_ms=6)), "a single request takes 6.286 ms, 0.286 ms more"),
