@@ -194,13 +194,20 @@ def run_system(
     system: System,
     arrivals: Arrivals,
     progress: Progress | None = None,
+    most_dropped: int | None = None,
 ) -> Record:
-    """Run any scheduler; batches may be killed, or be discarded by the worker when they come too late."""
+    """Run any scheduler; batches may be killed, or be discarded by the worker when they come too late.
+
+    ``most_dropped``: end the run early when more of the requests that count have been dropped.
+    """
     clock = time.perf_counter()
     run = _Run(experiment, cluster, system)
     tick = _ns(experiment.coalesce_us)
     at, model, deadline = arrivals.at.tolist(), arrivals.model.tolist(), arrivals.deadline.tolist()
+    first = int(np.searchsorted(arrivals.at, START_NS + int(experiment.warmup * 1e9)))
     for i, arrived in enumerate(at):
+        if most_dropped is not None and not i & 0xFF and run.lost_since(first) > most_dropped:
+            break
         now = -(-arrived // tick) * tick if tick else arrived
         run.until(now)
         system.submit(now, model[i], deadline[i], i + 1)
@@ -231,7 +238,14 @@ class _Run:
         self.killed: set[int] = set()
         self.requests: list[int] = []
         self.dropped: list[int] = []
+        self.lost = self.looked = 0
         self.events = 0
+
+    def lost_since(self, first: int) -> int:
+        """Dropped requests from position ``first`` of the arrivals on."""
+        self.lost += sum(key > first for key in self.dropped[self.looked :])
+        self.looked = len(self.dropped)
+        return self.lost
 
     def until(self, limit: int) -> None:
         """All completions up to and with ``limit``, all timers before it."""
@@ -327,8 +341,12 @@ def simulate(
     arrivals: Arrivals,
     scale: float = 1.0,
     progress: Progress | None = None,
+    most_dropped: int | None = None,
 ) -> Record:
     """Run one policy or baseline, by name, on these arrivals.
+
+    ``most_dropped``: a baseline's run may end early once more requests than that are lost for sure;
+    those that had not arrived by then have no result.
 
     Raises:
         ExperimentError: there is no such policy.
@@ -336,7 +354,7 @@ def simulate(
     cluster = cluster_of(experiment, scale)
     system = make_baseline(policy, cluster)
     if system is not None:
-        return run_system(experiment, cluster, system, arrivals, progress)
+        return run_system(experiment, cluster, system, arrivals, progress, most_dropped)
     return run_core(experiment, cluster, policy, arrivals, progress)
 
 

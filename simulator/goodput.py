@@ -51,10 +51,14 @@ class Goodput:
         }
 
 
-def bad_share(experiment: Experiment, policy: str, scale: float, progress: Progress | None = None) -> float:
-    """Share of bad requests with all rates times ``scale``."""
+def bad_share(experiment: Experiment, policy: str, scale: float, enough: float | None = None) -> float:
+    """Share of bad requests with all rates times ``scale``.
+
+    ``enough``: a run may end as soon as its share is sure to be above that; what is returned is, too.
+    """
     arrivals = make_arrivals(experiment, scale)
-    record = simulate(experiment, policy, arrivals, scale, progress)
+    most = None if enough is None else int(enough * len(arrivals.at))
+    record = simulate(experiment, policy, arrivals, scale, most_dropped=most)
     out = outcomes(experiment, arrivals, record)
     counted = int(out.counted.sum())
     return 1 - int((out.good & out.counted).sum()) / counted if counted else 0.0
@@ -78,7 +82,7 @@ def find_scale(experiment: Experiment, policy: str, note: Note | None = None) ->
                 min(1.0, done / (STEPS + 2)),
             )
         done += 1
-        return bad_share(experiment, policy, scale) < LIMIT
+        return bad_share(experiment, policy, scale, LIMIT) < LIMIT
 
     while good(high):
         low, high = high, 1.25 * high

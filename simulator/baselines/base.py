@@ -35,6 +35,10 @@ class Base(ABC):
         self.order = self._fast_first()
         self.fastest = [min(table[0] for table in model.latency) for model in cluster.models]
         self.one_type = len(set(cluster.gpu_type)) == 1
+        self.of_type = {
+            kind: [gpu for gpu, of in enumerate(cluster.gpu_type) if of == kind]
+            for kind in sorted(set(cluster.gpu_type))
+        }
 
     def _fast_first(self) -> list[int]:
         """GPUs by speed of their type (mean over the models of what a batch takes), then by number."""
@@ -129,9 +133,12 @@ class Base(ABC):
 
     def drop_expired(self, now: int) -> None:
         """Give up what could not end in time even alone on the GPU where it would end first."""
-        starts: dict[int, int] = {}
-        for gpu in self.candidates(now):
-            starts.setdefault(self.cluster.gpu_type[gpu], self.start(now, gpu, 1))
+        sent = now + self.lead(1)
+        if max(sent, max(self.free)) <= self.expires:
+            return
+        starts = {
+            kind: max(sent, min([self.free[gpu] for gpu in gpus])) for kind, gpus in self.of_type.items()
+        }
         if max(starts.values()) <= self.expires:
             return
         self.expires = NEVER

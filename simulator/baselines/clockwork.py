@@ -42,11 +42,11 @@ class Clockwork(Base):
         self.wake = NEVER
         while self.queued:
             self.drop_expired(now)
+            opens = min(self.free) - self.lead(self.sizes[-1])
+            if opens > now:
+                self.wake = opens
+                return
             for gpu in self.candidates(now):
-                opens = self.free[gpu] - self.lead(self.sizes[-1])
-                if opens > now:
-                    self.wake = min(self.wake, opens)
-                    return
                 found = self.strategy(now, gpu)
                 if found is None:
                     continue  # a slower GPU than the one for which what waits is kept

@@ -54,6 +54,7 @@ class Nexus(Base):
         self.arrived = [0] * len(cluster.models)
         self.backends: list[_Backend] = []
         self.due: list[tuple[int, int]] = []  # when a GPU with requests should be looked at
+        self.due_at = [NEVER] * len(cluster.gpu_type)  # which entry of a GPU in the heap counts
         self.routes: list[list[tuple[int, float]]] = []
         self.credit: list[list[float]] = []
         self._plan([model.rate for model in cluster.models])
@@ -77,6 +78,7 @@ class Nexus(Base):
         waiting = [(r, m) for backend in self.backends for m in backend.models for r in backend.queue[m]]
         self.backends = [_Backend() for _ in self.cluster.gpu_type]
         self.due = []
+        self.due_at = [NEVER] * len(self.backends)
         self.queued = 0
         self.routes = [[] for _ in self.cluster.models]
         for gpu, node in enumerate(self._nodes(rates)):
@@ -144,7 +146,10 @@ class Nexus(Base):
             for gpu in range(len(self.backends)):
                 self._turns(now, gpu)
         while self.due and self.due[0][0] <= now:
-            self._turns(now, heapq.heappop(self.due)[1])
+            at, gpu = heapq.heappop(self.due)
+            if at == self.due_at[gpu]:
+                self.due_at[gpu] = NEVER
+                self._turns(now, gpu)
 
     def _next(self, backend: _Backend) -> int:
         """The model whose turn it is: the next one that has requests."""
@@ -165,7 +170,9 @@ class Nexus(Base):
             want = backend.batch[model]
             opens = self.free[gpu] - self.lead(min(len(queue), want))
             if opens > now:
-                heapq.heappush(self.due, (opens, gpu))
+                if opens < self.due_at[gpu]:
+                    self.due_at[gpu] = opens
+                    heapq.heappush(self.due, (opens, gpu))
                 return
             first = self.early_drop(now, gpu, model, queue, want)
             if first:

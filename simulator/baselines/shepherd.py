@@ -57,12 +57,12 @@ class Shepherd(Base):
         while self.queued:
             self.drop_expired(now)
             longest = max(map(len, self.queues))
+            opens = min(self.free) - self.lead(longest)
+            if opens > now:  # for no batch is it time, whatever its size
+                self.wake = opens
+                self._preempt(now, known)
+                return
             for gpu in self.candidates(now):
-                opens = self.free[gpu] - self.lead(longest)
-                if opens > now:  # for no batch is it time, whatever its size
-                    self.wake = min(self.wake, opens)
-                    self._preempt(now, known)
-                    return
                 found = self.candidate(now, gpu)
                 if found is None:
                     continue
