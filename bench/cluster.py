@@ -60,11 +60,11 @@ def _cpu_seconds(process: psutil.Process) -> float:
 
 
 @contextmanager
-def running(config: str) -> Iterator[Running]:
+def running(config: str, start_s: float = START_S) -> Iterator[Running]:
     """Start ``symphony up`` with this YAML on free ports; stop it at the end.
 
     Raises:
-        RuntimeError: it is not ready within a minute; the text ends with its log.
+        RuntimeError: it is not ready within ``start_s``; the text ends with its log.
     """
     with tempfile.TemporaryDirectory(prefix="symphony-bench-") as folder:
         file = Path(folder) / "cluster.yaml"
@@ -83,7 +83,7 @@ def running(config: str) -> Iterator[Running]:
                 stderr=output,
             )
         try:
-            _wait_ready(loaded, up, log)
+            _wait_ready(loaded, up, log, start_s)
             yield Running(loaded, _children(up.pid))
         finally:
             up.terminate()
@@ -113,8 +113,8 @@ def _free_ports(count: int) -> list[int]:
             sock.close()
 
 
-def _wait_ready(config: Config, up: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_S
+def _wait_ready(config: Config, up: subprocess.Popen[bytes], log: Path, start_s: float) -> None:
+    deadline = time.monotonic() + start_s
     missing = ["the broker"]
     while missing:
         if up.poll() is not None or time.monotonic() > deadline:

@@ -209,6 +209,24 @@ def test_resnet_has_the_published_size_and_the_same_weights_for_a_seed() -> None
     assert not torch.equal(one.fc.weight, other.fc.weight)
 
 
+@pytest.mark.parametrize(
+    ("name", "millions"), [("vit-b16", 86.6), ("bert-base", 108.9), ("efficientnet-b0", 5.3)]
+)
+def test_architectures_have_their_published_size_and_run(name: str, millions: float) -> None:
+    from worker.torch_device import TorchDevice
+
+    definition, device = load_definition(name), TorchDevice("cpu")
+    device.load(name, definition)
+    found = sum(p.numel() for p in device._models[name].module.parameters()) / 1e6
+    assert found == pytest.approx(millions, abs=0.06)
+    sample, rng = sampler(definition), np.random.default_rng(0)
+    assert sample is not None
+    executed = device.collect(device.launch(name, device.prepare(name, [sample(rng), sample(rng)]), 2))
+    (rows,) = executed.outputs.values()
+    assert rows.shape == (2, *definition.outputs[0].shape)
+    assert np.isfinite(rows).all()
+
+
 def test_resnet_takes_weights_from_a_file(tmp_path: Any) -> None:
     from safetensors.torch import save_file
 

@@ -1,6 +1,7 @@
 """The model zoo: definition files that ship with Symphony, found by name.
 
-``minilm``, ``crepe-tiny``, ``crepe-full`` and ``resnet50`` are real networks on real devices;
+``minilm``, ``crepe-tiny`` and ``crepe-full`` are real networks with their published weights on real devices,
+``resnet50``, ``vit-b16``, ``bert-base`` and ``efficientnet-b0`` with random ones unless a file is named;
 ``resnet50-emulated`` is the same model's name with a profile only, for emulated GPUs.
 """
 

@@ -1,7 +1,7 @@
 """Inputs for the zoo, made here: sentences, notes of known pitch, random images.
 
-A definition names one of ``sentence``, ``note`` and ``image`` as its ``samples``: called with a NumPy
-random generator it returns one request's inputs. Profiling and the load generator use them.
+A definition names one of ``sentence``, ``note``, ``image`` and ``tokens`` as its ``samples``: called with a
+NumPy random generator it returns one request's inputs. Profiling and the load generator use them.
 """
 
 from __future__ import annotations
@@ -130,6 +130,11 @@ def note(rng: np.random.Generator) -> Inputs:
 def image(rng: np.random.Generator) -> Inputs:
     """Normal noise as ResNet's input: what a normalized photograph has for mean and variance."""
     return {"image": rng.standard_normal((3, 224, 224), dtype=np.float32)}
+
+
+def tokens(rng: np.random.Generator) -> Inputs:
+    """128 token ids of BERT's vocabulary, none of them special, as BERT's input."""
+    return {"input_ids": rng.integers(1_000, 30_000, 128, dtype=np.int64)}
 
 
 def cents_apart(a_hz: float, b_hz: float) -> float:
