@@ -41,16 +41,8 @@ from worker import zoo
 from worker.definition import load_definition
 
 QUICK: Final = [
-    "--models",
-    "minilm",
-    "--max-batch",
-    "4",
-    "--slo-factors",
-    "10",
-    "--seconds",
-    "3",
-    "--steps",
-    "2",
+    *("--models", "minilm", "--max-batch", "4", "--slo-factors", "10"),
+    *("--seconds", "3", "--steps", "2"),
 ]
 START_S: Final = 240.0
 """Several large models may take that long to be loaded and warmed up."""
