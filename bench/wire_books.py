@@ -42,7 +42,7 @@ class Books:
         self._mask = room - 1
         self._deadline = np.zeros(room, np.int64)
         self._state = np.zeros(room, np.uint8)
-        self._mark = np.zeros(room, np.int64)
+        self._mark = np.zeros(room, np.int32)
 
     @property
     def waiting(self) -> int:
@@ -58,37 +58,51 @@ class Books:
     def offer(self, deadline: I64) -> U64:
         """Requests are sent; returns their sequence numbers."""
         n = deadline.size
-        number = np.arange(self.next, self.next + n)
-        at = number & self._mask
-        lost = self._state[at] == WAITING
-        if lost.any():
-            self.unanswered += int((number[lost] - self._mask - 1 >= self.counted_from).sum())
-        self._deadline[at] = deadline
-        self._state[at] = WAITING
+        at = self.next & self._mask
+        first = min(n, self._mask + 1 - at)  # the ring may go round within
+        for ring, column in (
+            (slice(at, at + first), slice(0, first)),
+            (slice(0, n - first), slice(first, n)),
+        ):
+            lost = self._state[ring] == WAITING
+            if np.count_nonzero(lost):
+                number = self.next + np.arange(column.start, column.stop) - self._mask - 1
+                self.unanswered += int(np.count_nonzero(lost & (number >= self.counted_from)))
+            self._deadline[ring] = deadline[column]
+            self._state[ring] = WAITING
+        start = self._first + self.next
         self.next += n
         self.offered = self.next - self.counted_from
-        return (number + self._first).astype(np.uint64)
+        return np.arange(start, start + n, dtype=np.uint64)
 
-    def answer(self, key: U64, status: U8, at: I64) -> None:
-        """Answers have come: keys in any order, a status and the time of arrival (ns) for each."""
-        number = (key & np.uint64(SEQUENCE_MASK)).astype(np.int64) - self._first
-        known = (number < self.next) & (number >= self.next - self._mask - 1) & (number >= 0)
+    def answer(self, key: U64, status: U8, at: int) -> None:
+        """Answers have come at ``at`` (ns): keys in any order, a status for each."""
+        if not key.size:
+            return
+        number = (key & np.uint64(SEQUENCE_MASK)).view(np.int64) - self._first
         place = number & self._mask
-        order = np.arange(key.size)
+        order = np.arange(key.size, dtype=np.int32)
         self._mark[place[::-1]] = order[::-1]  # the first of several answers in one column counts
-        fresh = known & (self._state[place] == WAITING) & (self._mark[place] == order)
-        self._state[place[fresh]] = ANSWERED
-        counted = number >= self.counted_from
-        self.duplicates += int(key.size - np.count_nonzero(fresh))
-        fresh &= counted
-        ok = fresh & (status == Status.OK)
-        in_time = at <= self._deadline[place]
-        good = int(np.count_nonzero(ok & in_time))
+        fresh = self._state[place] == WAITING
+        fresh &= self._mark[place] == order
+        oldest = max(0, self.next - self._mask - 1)
+        if number.min() < oldest or number.max() >= self.next:
+            fresh &= (number >= oldest) & (number < self.next)
+        self.duplicates += key.size - int(np.count_nonzero(fresh))
+        self._state[place if fresh.all() else place[fresh]] = ANSWERED
+        if self.counted_from > oldest:
+            fresh &= number >= self.counted_from
+        taken = int(np.count_nonzero(fresh))
+        ok = status == Status.OK
+        ok &= fresh
+        served = int(np.count_nonzero(ok))
+        ok &= self._deadline[place] >= at
+        good = int(np.count_nonzero(ok))
+        dropped = int(np.count_nonzero(fresh & (status == Status.DROPPED))) if served < taken else 0
         self.good += good
-        self.late += int(np.count_nonzero(ok)) - good
-        dropped = int(np.count_nonzero(fresh & (status == Status.DROPPED)))
+        self.late += served - good
         self.dropped += dropped
-        self.failed += int(np.count_nonzero(fresh)) - int(np.count_nonzero(ok)) - dropped
+        self.failed += taken - served - dropped
 
     def close(self) -> None:
         """What has no answer by now is unanswered."""

@@ -20,10 +20,11 @@ import zmq
 
 from bench.wire_books import Books
 from symphony import wire
-from symphony.bus import Bus, Sock, send
+from symphony.bus import SUBMIT_HWM, Bus, Sock, send
 from symphony.clock import ClusterClock
 from symphony.control import Member
 from symphony.membership import Membership, describe
+from symphony.status import Status
 from symphony.urgency import be_prompt, keep_collector_out
 from symphony.waiter import Waiter
 
@@ -33,6 +34,8 @@ HOLD_NS: Final = 1_000_000
 GRACE_NS: Final = 1_000_000_000
 """How long after the last deadline answers are waited for."""
 READY_S: Final = 60.0
+TABLE: Final = 1 << 20
+"""Gaps and models are drawn beforehand, so many of each; every tick enters the tables at random places."""
 MANY: Final = 20_000
 """Answers read in one tick at most."""
 
@@ -52,7 +55,9 @@ class Stream:
         self.refused = 0
         self._sock = sock
         self._incarnation = shard.incarnation
-        self._models = np.array(models, np.uint32)
+        rng = np.random.default_rng(size)
+        self._passed = np.cumsum(rng.standard_exponential(TABLE))
+        self._drawn = np.array(models, np.uint32)[rng.integers(0, len(models), TABLE)]
         self._gap_ns = 1e9 / rate
         self._size = size
         self._next = 0.0
@@ -65,15 +70,17 @@ class Stream:
 
     def tick(self, now: int, slo_ns: int, slot: int, books: Books, rng: np.random.Generator) -> None:
         """Draw what has arrived by ``now`` (cluster ns) and send it in messages of the stream's size."""
-        expected = max(0.0, now - self._next) / self._gap_ns
-        gaps = rng.standard_exponential(int(expected + 6 * expected**0.5 + 16)) * self._gap_ns
-        times = self._next + np.cumsum(gaps)
-        n = int(np.searchsorted(times, now, "right"))
+        want = max(0.0, now - self._next) / self._gap_ns
+        most = min(int(want + 6 * want**0.5 + 16), TABLE // 2)
+        at = int(rng.integers(0, TABLE - most))
+        times = self._passed[at + 1 : at + most] - self._passed[at]
+        n = int(times.searchsorted((now - self._next) / self._gap_ns, "right"))
+        arrival = (times[:n] * self._gap_ns).astype(np.int64) + int(self._next)
+        arrival = np.concatenate((self._arrival, arrival))
         # Exponential gaps have no memory: what is drawn beyond now may be drawn again.
         self._next = float(now)
-        arrival = np.concatenate((self._arrival, times[:n].astype(np.int64)))
-        drawn = self._models[rng.integers(0, self._models.size, n)]
-        model = np.concatenate((self._model, drawn))
+        at = int(rng.integers(0, TABLE - n))
+        model = np.concatenate((self._model, self._drawn[at : at + n]))
         take = arrival.size - arrival.size % self._size
         if arrival.size > take and now - arrival[take] > HOLD_NS:
             take = arrival.size
@@ -89,8 +96,10 @@ class Stream:
             end = at + self._size
             columns = (models[4 * at : 4 * end], deadlines[8 * at : 8 * end], key_bytes[8 * at : 8 * end])
             frame = msgpack.packb((*head, *columns, None))
-            if not send(self._sock, frame):
-                self.refused += min(self._size, keys.size - at)
+            if not send(self._sock, frame):  # what a client calls OVERLOADED
+                refused = keys[at:end]
+                self.refused += refused.size
+                books.answer(refused, np.full(refused.size, Status.OVERLOADED, np.uint8), 0)
 
 
 class Generator:
@@ -148,7 +157,7 @@ class Generator:
         books = Books(first, room)
         streams = []
         for i, shard in enumerate(shards):
-            sock = bus.connect(zmq.PUSH, shard.endpoints["submit"])
+            sock = bus.connect(zmq.PUSH, shard.endpoints["submit"], hwm=SUBMIT_HWM)
             models = [shard.models.index(name) for name in sorted(self._names(i))]
             streams.append(Stream(sock, shard, models, o.rate / len(shards), o.submit_size))
         slot = self._membership.me.slot
@@ -221,7 +230,7 @@ class Generator:
         if keys:
             key = np.frombuffer(b"".join(keys), "<u8")
             status = np.frombuffer(b"".join(statuses), np.uint8)
-            books.answer(key, status, np.full(key.size, self._clock.now()))
+            books.answer(key, status, self._clock.now())
 
 
 def generate() -> None:

@@ -27,7 +27,7 @@ from scheduler.select import core_class, flavour
 from scheduler.stats import Stats
 from scheduler.table import ModelTable
 from symphony import wire
-from symphony.bus import Bus, drain, send, subscribe
+from symphony.bus import SUBMIT_HWM, Bus, drain, send, subscribe
 from symphony.clock import ClusterClock
 from symphony.faults import Faults
 from symphony.membership import (
@@ -52,6 +52,7 @@ GPU_SHARE: Final = 20
 """Learned margins, for late timers and for batches that run over, are at most the tightest objective
 divided by these: time that is kept free serves nobody."""
 MAX_SUBMIT_BYTES: Final = 4 << 20
+SUBMIT_BUFFER: Final = 1 << 20
 SUBMITS_PER_TURN: Final = 200
 """Messages that are read before the shard acts: with a backlog, answers must not wait for all of it."""
 WAIT, TIMERS, MEMBERS, COMPLETIONS, SUBMITS, ACT, LEARN = range(7)
@@ -123,7 +124,9 @@ class Shard:
         """
         s = self.settings
         host = f"[{s.host}]" if ":" in s.host else s.host
-        self._submit, submit = self._bus.bind(zmq.PULL, f"tcp://{host}:0", max_message=MAX_SUBMIT_BYTES)
+        self._submit, submit = self._bus.bind(
+            zmq.PULL, f"tcp://{host}:0", hwm=SUBMIT_HWM, max_message=MAX_SUBMIT_BYTES, buffer=SUBMIT_BUFFER
+        )
         self._done, done = self._bus.bind(zmq.SUB, f"tcp://{host}:0", max_message=MAX_DONE_BYTES)
         subscribe(self._done, ["done."])
         self._publisher = self._bus.connect(zmq.PUB, s.publish)

@@ -21,6 +21,9 @@ Sock = zmq.Socket[bytes]
 
 HWM: Final = 100_000
 """Messages that a pipe holds before :func:`send` says that it is full."""
+SUBMIT_HWM: Final = 2_000
+"""Submit messages that wait on either side of the link: what waits longer is late when it is read, and a
+submitter that is refused at once can still do something about it."""
 MAX_MESSAGE: Final = 256 * 1024 * 1024
 """Bytes of one frame; libzmq closes the connection of a peer that announces more."""
 RECONNECT_MS: Final = 50
@@ -83,6 +86,7 @@ class Bus:
         hwm: int = HWM,
         max_message: int = MAX_MESSAGE,
         lossy: bool = False,
+        buffer: int | None = None,
     ) -> tuple[Sock, str]:
         """A bound socket and the endpoint that peers connect to (with the port that was chosen).
 
@@ -93,6 +97,7 @@ class Bus:
             max_message: bytes of one frame; a peer that announces more is disconnected.
             lossy: on a publisher, a subscriber that does not read loses its own messages, where
                 otherwise one full pipe stops :func:`send` for everybody.
+            buffer: bytes that the kernel holds of each peer before its pipe; None: what it likes.
 
         Raises:
             BusError: the port is in use, the endpoint malformed, or other machines could reach it
@@ -105,6 +110,8 @@ class Bus:
             )
         sock = self._make(kind, hwm)
         sock.setsockopt(zmq.MAXMSGSIZE, max_message)
+        if buffer is not None:
+            sock.setsockopt(zmq.RCVBUF, buffer)
         if lossy:
             sock.setsockopt(zmq.XPUB_NODROP, 0)
         try:

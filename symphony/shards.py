@@ -15,7 +15,7 @@ import numpy as np
 import zmq
 
 from symphony import wire
-from symphony.bus import Bus, BusError, Sock, link_events, send
+from symphony.bus import SUBMIT_HWM, Bus, BusError, Sock, link_events, send
 from symphony.control import Member
 from symphony.faults import Faults
 from symphony.membership import Event, MemberChanged, PlanChanged
@@ -109,7 +109,7 @@ class Shards:
     def _open(self, member: Member, now: int) -> None:
         endpoint = member.endpoints.get("submit", "")
         try:
-            sock, monitor = self._bus.connect_watched(zmq.PUSH, endpoint)
+            sock, monitor = self._bus.connect_watched(zmq.PUSH, endpoint, hwm=SUBMIT_HWM)
         except BusError as error:
             self._faults.count("shard-endpoint", f"{member.id}: {error}")
             return
