@@ -17,8 +17,10 @@ import numpy.typing as npt
 from symphony.profile import Profile
 from symphony.wire import I64, MAX_REQUESTS, U64, Plan
 
-GATHER_NS: Final = 200_000
-"""Least time between two looks at what has ended: under load many batches leave in one message."""
+BUSY: Final = 4
+"""Batches that end at one look from which on more is let gather before the next."""
+GATHER_NS: Final = 500_000
+"""On a busy device, least time between two looks: many batches travel in one message then."""
 NEVER: Final = (1 << 63) - 1
 MOST_SHARDS: Final = 1_000
 """Names of shards that are remembered before those without batches are forgotten."""
@@ -75,7 +77,8 @@ class EmulatedGpus:
         self._count = 0
         self._out = 0
         self._next_end = NEVER
-        self._looked_at = -GATHER_NS
+        self.gather_until = 0
+        """Before that moment a look at what has ended or arrived is not worth its cost; monotonic ns."""
 
     def __len__(self) -> int:
         return self._out
@@ -177,14 +180,15 @@ class EmulatedGpus:
 
     def next_wakeup(self) -> int | None:
         """Monotonic ns at which :meth:`finish` has something; None if every GPU is idle."""
-        return max(self._next_end, self._looked_at + GATHER_NS) if self._out else None
+        return max(self._next_end, self.gather_until) if self._out else None
 
     def finish(self, now: int) -> Iterator[Ended]:
         """Batches whose end has come, in order of their ends, as many at a time as a message may hold."""
         if self._next_end > now:
             return
-        self._looked_at = now
         slots = np.flatnonzero(self._end <= now)
+        if slots.size >= BUSY:
+            self.gather_until = now + GATHER_NS
         yield from self._give(slots[np.lexsort((self._order[slots], self._end[slots]))])
 
     def abandon(self) -> Iterator[Ended]:

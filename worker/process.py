@@ -158,7 +158,8 @@ class Worker:
 
     def _loop(self) -> None:
         while not self._finished():
-            ready = self._waiter.wait(self._next_wakeup())
+            gather_until = 0 if self._device is None else self._device.gather_until
+            ready = self._waiter.wait_paced(self._next_wakeup(), gather_until)
             self._follow_cluster(ready)
             self._follow_device()
             self._take_plans(ready)

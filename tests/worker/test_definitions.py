@@ -61,7 +61,9 @@ def test_the_emulated_resnet_keeps_the_papers_time() -> None:
 
 
 def test_a_missing_file_names_the_zoo(tmp_path: Path) -> None:
-    with pytest.raises(DefinitionError, match=r"no model definition '.*nothing.yaml'.*crepe-tiny, efficientnet-b0, minilm"):
+    with pytest.raises(
+        DefinitionError, match=r"no model definition '.*nothing.yaml'.*crepe-tiny, efficientnet-b0, minilm"
+    ):
         load_definition(tmp_path / "nothing.yaml")
 
 

@@ -14,7 +14,7 @@ from symphony import wire
 from symphony.profile import Profile
 from symphony.status import Status
 from worker import columns, plans
-from worker.emulated import GATHER_NS, EmulatedGpus, Ended
+from worker.emulated import BUSY, GATHER_NS, EmulatedGpus, Ended
 
 PROFILES = {"m": Profile.linear(1.082, 5.204, 128), "n": Profile.linear(2, 1, 4)}
 KEYS = 300
@@ -71,13 +71,22 @@ def test_a_batch_takes_as_long_as_its_profile_says() -> None:
     assert (len(device), device.requests, device.next_wakeup()) == (0, 0, None)
 
 
-def test_a_late_look_does_not_make_the_gpu_slower_and_looks_are_some_time_apart() -> None:
+def test_a_late_look_does_not_make_the_gpu_slower() -> None:
     device = gpus()
     start(device, 0, (1, "m", 0, 1))
     (ended,) = device.finish(10**12)
     assert ended.finished.tolist() == [PROFILES["m"].latency(1)]
-    start(device, 10**12 - 10**9, (2, "m", 1, 1))
-    assert device.next_wakeup() == 10**12 + GATHER_NS
+
+
+def test_a_busy_device_lets_ends_gather_and_an_idle_one_looks_at_once() -> None:
+    device = gpus()
+    start(device, 0, *((i, "m", i, 1) for i in range(BUSY)))
+    assert len(list(device.finish(10**12))) == 1
+    start(device, 10**12 - 10**9, (98, "m", 1, 1))
+    assert device.next_wakeup() == device.gather_until == 10**12 + GATHER_NS
+    assert len(list(device.finish(10**12 + GATHER_NS))) == 1
+    start(device, 10**12 + GATHER_NS, (99, "n", 2, 1))
+    assert device.next_wakeup() == 10**12 + GATHER_NS + PROFILES["n"].latency(1)
 
 
 BATCH = st.tuples(st.sampled_from("mn"), st.integers(0, 3), st.integers(1, 4), st.integers(0, 30_000_000))
