@@ -106,7 +106,7 @@ def divide(
 
 def _divide_one_type(problem: Problem, placement: Placement, headroom: float) -> Division | None:
     """The closed form; None where types differ or GPUs are short."""
-    if problem.types != 1 or len(placement) < len(problem.models):
+    if problem.types != 1:
         return None
     load = [0.0] * problem.shards
     memory = [0.0] * problem.shards
@@ -120,7 +120,8 @@ def _divide_one_type(problem: Problem, placement: Placement, headroom: float) ->
     gpus = [[gpus_for(load[s], headroom) if held[s] else 0] for s in range(problem.shards)]
     if sum(map(sum, gpus)) > problem.count[0] or max(memory) > problem.room[0] + EPSILON:
         return None
-    return Division(placement, gpus, flows, load)
+    lost = {m: float(rate) for m, rate in enumerate(problem.rate) if m not in placement}
+    return Division(placement, gpus, flows, load, lost)
 
 
 def _divide(
@@ -131,12 +132,10 @@ def _divide(
     fixed: bool,
     headroom: float,
 ) -> Division:
-    """First as if everything could be served; if it cannot, then what can."""
+    """First as if all that is placed could be served; if it cannot, then what can."""
     if not placement:
         return _nothing(problem)
     for serve_all in (True, False):
-        if serve_all and len(placement) < len(problem.models):
-            continue
         division = _program(problem, placement, clock, now, fixed, headroom, serve_all)
         if division is not None:
             return division

@@ -110,6 +110,19 @@ def test_a_model_that_nothing_can_run_is_named_with_the_reason(what: Cluster, wo
     assert any(words in reason for reason in plan.reasons), plan.reasons
 
 
+def test_a_model_that_nothing_can_run_takes_nothing_from_the_others() -> None:
+    steep = Profile.linear(2, 8, 128)
+    plan = allocate(
+        cluster(
+            model("r50", 4000),
+            model("big", 2000, 12_000, 60, **{ANY_TYPE: steep}),
+            model("huge", 20, 22_000, 60, **{ANY_TYPE: steep}),
+        )
+    )
+    assert plan.unserved == {"huge": 20}
+    assert plan.gpus_needed == sum(sum(kinds.values()) for kinds in plan.gpus.values()) == 12
+
+
 def test_a_model_without_load_has_a_place_all_the_same() -> None:
     plan = allocate(cluster(model("busy", 1000), model("idle", 0)))
     assert plan.status == "optimal"
