@@ -22,6 +22,7 @@ from scheduler.core.machine import Core
 from scheduler.fleet import Fleet
 from scheduler.following import Following
 from scheduler.frontends import Frontends
+from scheduler.leadership import LeaderSettings, Leadership
 from scheduler.phases import Phases
 from scheduler.select import core_class, flavour
 from scheduler.stats import Stats
@@ -40,6 +41,7 @@ from symphony.membership import (
     SlotChanged,
     describe,
 )
+from symphony.scaling import AutoscaleConfig, EpochConfig
 from symphony.status import Status, SymphonyError
 from symphony.stopping import StopRequest
 from symphony.waiter import Waiter
@@ -84,6 +86,8 @@ class Settings:
     max_queue: int = 100_000
     overdue_ns: int = 1_000_000_000
     drain_s: float = 5.0
+    epoch: EpochConfig | None = None
+    autoscale: AutoscaleConfig | None = None
 
 
 class Shard:
@@ -142,10 +146,29 @@ class Shard:
             self._bus, s.registry, s.subscribe, member, clock=self.clock, faults=self.faults
         )
         self._following = Following(self.membership, self.fleet, self.table, self.assignment)
+        self._leadership = Leadership(self._leading(member.incarnation))
         for watched in (self._submit, self._done, self.stopping.fd, *self.membership.sockets):
             self._waiter.register(watched)
         self._report_at = time.monotonic_ns() + REPORT_NS
         _log.info("%s: submit %s, done %s, %s core, policy %s", s.id, submit, done, flavour(), s.policy)
+
+    def _leading(self, incarnation: int) -> LeaderSettings | None:
+        s = self.settings
+        if s.epoch is None:
+            return None
+        return LeaderSettings(
+            shard=s.id,
+            incarnation=incarnation,
+            registry=s.registry,
+            publish=s.publish,
+            subscribe=s.subscribe,
+            insecure=s.insecure,
+            control_us=s.control_ns / 1e3,
+            data_us=s.data_ns / 1e3,
+            result_us=s.result_ns / 1e3,
+            epoch=s.epoch,
+            autoscale=s.autoscale or AutoscaleConfig(),
+        )
 
     def run(self) -> None:
         """Schedule until :meth:`stop`, then drain.
@@ -183,6 +206,7 @@ class Shard:
         for number in range(len(self.table.names)):
             self.core.remove_model(now, number)
         self._act()
+        self._leadership.close()
         self.membership.leave()
         for worker in list(self.fleet.workers.values()):
             self.fleet.gone(now, worker.member)
@@ -246,6 +270,7 @@ class Shard:
             return
         for event in self.membership.step(mono):
             self._take_in(event)
+        self._leadership.step(mono, self.membership.members)
 
     def _take_in(self, event: Event) -> None:
         now = self.clock.now()

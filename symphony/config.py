@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from symphony.messages import Name
-from symphony.scaling import AutoscaleConfig
+from symphony.scaling import AutoscaleConfig, EpochConfig
 from symphony.status import SymphonyError
 
 Port = Annotated[int, Field(ge=1, le=65_535)]
@@ -29,7 +29,7 @@ PolicyName = Annotated[
 ]
 """``timeout:MS`` or ``timeout:MS:SIZE``: after a fixed wait, or at a preferred batch size."""
 
-_SECTIONS: Final = ("cluster", "broker", "scheduler", "autoscale")
+_SECTIONS: Final = ("cluster", "broker", "scheduler", "autoscale", "epoch")
 
 
 class ConfigError(SymphonyError, ValueError):
@@ -97,8 +97,8 @@ class SchedulerConfig(_Section):
 class WorkerConfig(_Section):
     """One worker process: ``device`` is ``emulated``, ``cpu`` or ``cuda:N``.
 
-    ``gpus`` counts emulated GPUs; a real device is one. ``models`` are names of definitions in
-    ``models`` of the file; none means all of them.
+    ``gpus`` counts emulated GPUs, each with ``memory_mb`` (0: no limit); a real device is one.
+    ``models`` are names of definitions in ``models`` of the file that it holds at first; none means all.
     """
 
     id: Name | None = None
@@ -106,6 +106,7 @@ class WorkerConfig(_Section):
     gpus: Annotated[int, Field(ge=1, le=65_536)] = 1
     gpu_type: Annotated[str, Field(max_length=128)] = ""
     shard: Name = "shard-0"
+    memory_mb: Annotated[int, Field(ge=0, le=100_000_000)] = 0
     models: list[Name] = []
     threads: Annotated[int, Field(ge=1, le=1_024)] = 1
 
@@ -129,6 +130,7 @@ class Config(_Section):
     workers: list[WorkerConfig] = []
     models: list[str | dict[str, Any]] = []
     autoscale: AutoscaleConfig = AutoscaleConfig()
+    epoch: EpochConfig | None = None
     source: Annotated[Path | None, Field(exclude=True)] = None
 
     @field_validator("workers")
@@ -151,6 +153,12 @@ class Config(_Section):
                     f"{self.scheduler.shards}: there is {known}"
                 )
         return self
+
+    @property
+    def epochs(self) -> EpochConfig | None:
+        """How the cluster is planned; None: it is not, which is the default for one shard."""
+        given = self.epoch or (EpochConfig() if self.scheduler.shards > 1 else None)
+        return given if given is not None and given.seconds > 0 else None
 
     @property
     def shard_ids(self) -> list[str]:
@@ -287,6 +295,7 @@ _MODELS: Final[dict[str, type[BaseModel]]] = {
     "scheduler": SchedulerConfig,
     "workers": WorkerConfig,
     "autoscale": AutoscaleConfig,
+    "epoch": EpochConfig,
 }
 
 

@@ -78,7 +78,8 @@ class Member(_Message):
     ``shard`` is the scheduler that a worker belongs to. ``models``: for a scheduler its model
     table (position = the index that SUBMIT messages use), for a worker the models that it holds.
     ``state``: ``loading``, ``ready`` or ``draining``. ``holds``: which of a worker's GPUs hold what;
-    without it each holds all of ``models``. ``owns``: the GPUs that a scheduler may use now,
+    without it each holds all of ``models``. ``failed``: models that it should hold and cannot, and why.
+    ``owns``: the GPUs that a scheduler may use now,
     ``adopted``: the plan that it follows.
     """
 
@@ -96,6 +97,7 @@ class Member(_Message):
     state: Literal["loading", "ready", "draining"] = "loading"
     stats: dict[str, Any] = {}
     holds: list[Holding] = []
+    failed: dict[str, str] = {}
     owns: Ranges = []
     adopted: PlanStamp | None = None
 

@@ -26,7 +26,7 @@ from symphony.clock import ClusterClock, PingPong
 from symphony.control import Member, ModelSpec, Role
 from symphony.faults import Faults
 from symphony.member_events import Event, Joined, Proposed, Published, Refusal, SlotChanged
-from symphony.plans import Accepted, ClusterPlan, Declined, PlanEvent, PlanStamp, Propose
+from symphony.plans import Accepted, ClusterPlan, Declined, PlanEvent, Propose
 from symphony.replica import (
     TOPICS,
     Change,
@@ -202,13 +202,9 @@ class Membership:
         elif self._join_at is None and not self._leaving:
             self._join_at = self._now
 
-    def propose(self, plan: ClusterPlan, base: PlanStamp | None) -> bool:
-        """Ask the broker to put a plan in force; :class:`Proposed` tells the answer.
-
-        Returns False if no broker is connected.
-        """
-        me = self.me
-        return self._send(Propose(id=me.id, incarnation=me.incarnation, plan=plan, base=base))
+    def propose(self, proposal: Propose) -> bool:
+        """Ask the broker to put a plan in force; :class:`Proposed` tells. False if none is connected."""
+        return self._send(proposal)
 
     def follow(self, topics: Iterable[str]) -> None:
         """Follow further topics by prefix; their messages come as :class:`Published`."""

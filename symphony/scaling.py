@@ -1,7 +1,7 @@
-"""What a cluster's file may say about autoscaling: how many GPUs, how fast, and who carries it out.
+"""What a cluster's file may say about epochs and autoscaling: how often, how many GPUs, who carries it out.
 
-The section `autoscale` of the configuration (:mod:`symphony.config`), and of an experiment of the
-simulator; ``docs/autoscaling.md`` explains every key and the rules that use it.
+The sections `epoch` and `autoscale` of the configuration (:mod:`symphony.config`), and of an experiment of
+the simulator; ``docs/configuration.md`` and ``docs/autoscaling.md`` explain every key.
 """
 
 from __future__ import annotations
@@ -90,3 +90,25 @@ class AutoscaleConfig(_Section):
         if self.types and sum(limits.max for limits in self.types) < self.min:
             raise ValueError("types: their maxima add up to less than min")
         return self
+
+
+class EpochConfig(_Section):
+    """How the leader plans: which shard has which GPUs and models.
+
+    seconds: between two plans; 0: never. drift: share of the load that has moved and makes it plan at once,
+    least_s after the last plan at the earliest. window_s: over which rates are measured. settle_s: how long
+    shards and GPUs must have been the same before they count as come or gone. headroom: share of GPU
+    time that is planned. grace_s: how long a model stays where requests are no longer sent to.
+    patience_s: how long a plan may stand still on its way before make-before-break is given up.
+    time_limit_s: of the solver.
+    """
+
+    seconds: Annotated[float, Field(ge=0, le=86_400)] = 60.0
+    drift: Annotated[float, Field(gt=0, le=10)] = 0.25
+    least_s: Seconds = 5.0
+    window_s: Seconds = 10.0
+    settle_s: Seconds = 2.0
+    headroom: Share = 0.8
+    grace_s: Pause = 2.0
+    patience_s: Seconds = 10.0
+    time_limit_s: Seconds = 10.0

@@ -80,10 +80,19 @@ def chosen(config: Config, entry: WorkerConfig, models: list[str]) -> list[Defin
     return definitions
 
 
+def could_hold(config: Config, entry: WorkerConfig, chosen_ones: list[Definition]) -> list[Definition]:
+    """What a plan may ask the worker to hold: what it holds at first, and all of the file that fits it."""
+    base = None if config.source is None else config.source.parent
+    known = {definition.name for definition in chosen_ones}
+    others = [load_definition(model, base) for model in config.models]
+    emulated = entry.device == "emulated"
+    return chosen_ones + [d for d in others if d.emulated == emulated and d.name not in known]
+
+
 def make_runner(entry: WorkerConfig, definitions: list[Definition]) -> Runner:
     """What executes batches on the entry's device; PyTorch is imported for real devices alone, later."""
     if entry.device == "emulated":
-        return EmulatedRunner(definitions, entry.gpu_type or "emulated")
+        return EmulatedRunner(definitions, entry.gpu_type or "emulated", entry.memory_mb)
     return DeviceRunner(
         Executor(partial(open_device, entry.device, entry.threads, entry.gpu_type), definitions)
     )

@@ -188,8 +188,8 @@ class Definition(BaseModel):
             raise DefinitionError(f"model {self.name!r}: profile {file}: {error}") from None
         return given
 
-    def spec(self, profiles: Mapping[str, Profile]) -> ModelSpec:
-        """What the catalogue says of the model; ``profiles`` by GPU type."""
+    def spec(self, profiles: Mapping[str, Profile], load_ms: float = 0.0) -> ModelSpec:
+        """What the catalogue says of the model; ``profiles`` by GPU type, ``load_ms`` as measured."""
         return ModelSpec(
             name=self.name,
             slo_ms=self.slo_ms,
@@ -197,6 +197,8 @@ class Definition(BaseModel):
             inputs=self.inputs,
             outputs=self.outputs,
             profiles={gpu: list(profile.latency_ns) for gpu, profile in profiles.items()},
+            memory_mb=self.memory_mb,
+            load_ms=self.load_ms or load_ms,
         )
 
 

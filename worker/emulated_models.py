@@ -1,7 +1,8 @@
 """The models of an emulated device: loading one takes as long as its definition says, no I/O, no clock.
 
-All GPUs of one emulated device hold the same models, and each has the same memory. A batch that was
-accepted has its end already, so a model leaves at once; loads follow one another as on a real device.
+It stands for GPUs that all hold the same models, each with the same memory (:mod:`worker.cohorts`). A
+batch that was accepted has its end already, so a model leaves at once; loads follow one another as on a
+real device.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ class EmulatedModels:
         self._wanted: dict[str, tuple[str, Definition]] = {}
         self._copies: dict[int, Definition] = {}
         self._loading: tuple[int, Action] | None = None
+        self._asked = False
         self._started = False
         self._held = Ready({}, gpu_type, memory_mb)
 
     def want(self, now: int, definitions: Sequence[Definition]) -> None:
         """Hold these models and no others."""
+        self._asked = True
         self._wanted = {d.name: (fingerprint(d), d) for d in definitions}
         self._life.free_bytes = self._free()
         wanted = {name: Wanted(mark, d.memory_mb << 20) for name, (mark, d) in self._wanted.items()}
@@ -45,12 +48,24 @@ class EmulatedModels:
 
     def ready(self) -> Ready | None:
         """What serves; None until the first models have come. Raises SymphonyError if one of them cannot."""
-        if not self._started and self._life.copies():
+        if not self._started and (self._life.copies() or self._asked):
             for copy in self._life.copies():
                 if copy.state == State.FAILED:
                     raise SymphonyError(f"model {copy.model!r}: {copy.reason}")
             self._started = self._life.settled()
         return self._held if self._started else None
+
+    def wanted(self) -> set[str]:
+        """Names of the models that it is to hold."""
+        return set(self._wanted)
+
+    def settled(self) -> bool:
+        """Whether nothing is on its way, and nothing has failed."""
+        return not self._life.changes and all(c.state == State.READY for c in self._life.copies())
+
+    def failed(self) -> dict[str, str]:
+        """Models that are wanted and cannot be loaded, and why."""
+        return {c.model: c.reason for c in self._life.copies() if c.state == State.FAILED}
 
     def changes(self) -> list[Change]:
         """What has become of models since the last call."""

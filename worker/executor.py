@@ -109,6 +109,10 @@ class Executor:
         """The models that serve now."""
         return self._holdings.held
 
+    def failed(self) -> dict[str, str]:
+        """Models that are wanted and cannot be loaded, and why."""
+        return self._holdings.failed()
+
     def changes(self) -> list[Change]:
         """What has become of models since the last call."""
         return self._holdings.changes()

@@ -101,6 +101,10 @@ class Holdings:
         self._started = True
         return self.held
 
+    def failed(self) -> dict[str, str]:
+        """Models that are wanted and cannot be loaded, and why."""
+        return {c.model: c.reason for c in self._life.copies() if c.state == State.FAILED}
+
     def changes(self) -> list[Change]:
         """What has happened to models since the last call."""
         return self._life.take_changes()

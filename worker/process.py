@@ -15,7 +15,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,17 +26,21 @@ from symphony.bus import Bus, drain
 from symphony.clock import ClusterClock
 from symphony.control import Member
 from symphony.faults import Faults
-from symphony.membership import Joined, MemberChanged, Membership, Refusal, describe
+from symphony.membership import Joined, MemberChanged, Membership, PlanChanged, Refusal, describe
+from symphony.plans import ClusterPlan
 from symphony.status import Status, SymphonyError
 from symphony.waiter import Waiter
 from symphony.wire import WireError
 from worker import columns, plans
 from worker.batch import Batch, results
 from worker.completions import Completions
+from worker.definition import Definition
 from worker.emulated import Ended
+from worker.following import Following
 from worker.frontends import Frontends
 from worker.holdings import Ready
 from worker.lifecycle import State
+from worker.record import announced, span
 from worker.runners import Runner
 
 _log = logging.getLogger(__name__)
@@ -71,11 +75,14 @@ class Worker:
     Args:
         settings: endpoints and names.
         runner: what holds models and executes batches; closed at the end.
+        definitions: every model that the cluster's plan may ask it to hold.
     """
 
-    def __init__(self, settings: Settings, runner: Runner) -> None:
+    def __init__(self, settings: Settings, runner: Runner, definitions: Sequence[Definition] = ()) -> None:
         self._settings = settings
         self._runner = runner
+        self._following = Following(definitions)
+        self._planned = False
         self._device = runner.columns
         self.faults = Faults(_log)
         self._stop_fd, self._stop_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -194,8 +201,12 @@ class Worker:
                         self._runner.lost(slot)
                     if event.member.role == "scheduler" and self._works_for(event.member.id):
                         self._completions.follow(event.member.id)
+                case PlanChanged(plan):
+                    self._follow_plan(now, plan)
                 case Joined():
                     self._numbers = frozenset(gpu.number for gpu in event.member.gpus)
+                    if self._membership.plan is not None:
+                        self._follow_plan(now, self._membership.plan)
                     _log.info("joined as %s with GPUs %s", event.member.id, span(self._numbers))
                 case Refusal(reason=reason, final=True):
                     self._give_up(SymphonyError(f"the broker refuses {self._settings.id}: {reason}"))
@@ -204,6 +215,12 @@ class Worker:
                 case _:
                     pass
         self._cluster_due = self._membership.next_wakeup()
+
+    def _follow_plan(self, now: int, plan: ClusterPlan) -> None:
+        wants = self._following.wants(plan, self._numbers)
+        if wants is not None:
+            self._runner.assign(now, self._numbers, wants)
+            self._planned = True
 
     def _works_for(self, shard: str) -> bool:
         return shard == self._settings.shard or self._completions.knows(shard)
@@ -214,12 +231,12 @@ class Worker:
 
     def _follow_device(self) -> None:
         """Announce the models once they are loaded, and as they change; give up when the device is lost."""
-        ready = self._runner.ready()
-        if ready is not self._ready:
-            self._ready = ready
-            if self._announced and self._drain_since is None:
-                self._announce("ready")
-        for change in self._runner.changes():
+        ready, changes = self._runner.ready(), self._runner.changes()
+        news = self._planned or bool(changes) or ready is not self._ready
+        self._ready, self._planned = ready, False
+        if news and self._announced and self._drain_since is None:
+            self._announce("ready")
+        for change in changes:
             level = logging.WARNING if change.state == State.FAILED else logging.INFO
             because = f": {change.reason}" if change.reason else ""
             _log.log(level, "model %s (copy %d) is %s%s", change.model, change.copy, change.state, because)
@@ -241,11 +258,9 @@ class Worker:
         if self._ready is None:
             self._membership.update(me.model_copy(update={"state": state}))
             return
-        ready = self._ready
-        gpus = [gpu.model_copy(update={"memory_mb": ready.memory_mb}) for gpu in me.gpus]
-        models = [d.spec({ready.gpu_type: ready.profiles[name]}) for name, d in ready.definitions.items()]
-        record = me.model_copy(update={"state": state, "models": list(ready.profiles), "gpus": gpus})
-        self._membership.update(record, models)
+        record, models = announced(me, state, self._runner, self._ready, self._following.unknown)
+        if record != me:
+            self._membership.update(record, models)
 
     def _give_up(self, error: SymphonyError) -> None:
         if self._error is None:
@@ -371,14 +386,6 @@ def given_up(batch: Batch) -> Batch:
     )
     copy.settle_pending(Status.UNAVAILABLE, "the worker stops")
     return copy
-
-
-def span(numbers: Iterable[int]) -> str:
-    """``0-7`` for neighbours, ``0, 2`` otherwise, ``none``."""
-    ordered = sorted(numbers)
-    if len(ordered) > 2 and ordered[-1] - ordered[0] == len(ordered) - 1:
-        return f"{ordered[0]}-{ordered[-1]}"
-    return ", ".join(map(str, ordered)) or "none"
 
 
 def stop_on_signals(stop: Callable[[], None]) -> None:

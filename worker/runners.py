@@ -6,12 +6,13 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
+from symphony.control import Holding
 from symphony.status import SymphonyError
 from symphony.wire import Tensors
 from worker.batch import Batch
+from worker.cohorts import Cohorts, Wants
 from worker.definition import Definition
 from worker.emulated import EmulatedGpus
-from worker.emulated_models import EmulatedModels
 from worker.executor import Executor
 from worker.holdings import Ready
 from worker.intake import Fetch, Intake
@@ -41,6 +42,15 @@ class Runner(Protocol):
 
     def want(self, now: int, definitions: Sequence[Definition]) -> None:
         """Hold these models and no others; of those whose files have changed, new versions."""
+
+    def assign(self, now: int, gpus: Collection[int], wants: Wants) -> None:
+        """Hold these models on these of the GPUs; GPUs that are not named keep what they have."""
+
+    def holds(self) -> list[Holding]:
+        """Which GPUs hold what; empty where each holds all that :meth:`ready` tells."""
+
+    def failed(self) -> dict[str, str]:
+        """Models that are wanted and cannot be loaded, and why."""
 
     def changes(self) -> list[Change]:
         """What has become of models since the last call."""
@@ -74,7 +84,7 @@ class EmulatedRunner:
 
     def __init__(self, definitions: Sequence[Definition], gpu_type: str, memory_mb: int = 0) -> None:
         self._first = definitions
-        self._models = EmulatedModels(gpu_type, memory_mb)
+        self._models = Cohorts(gpu_type, memory_mb)
         self.columns: EmulatedGpus | None = EmulatedGpus(self._models.profiles)
         self.gpu_type = gpu_type
         self._told: Ready | None = None
@@ -94,6 +104,18 @@ class EmulatedRunner:
     def want(self, now: int, definitions: Sequence[Definition]) -> None:
         """Each takes its ``load_ms``, one after the other."""
         self._models.want(now, definitions)
+
+    def assign(self, now: int, gpus: Collection[int], wants: Wants) -> None:
+        """As :meth:`want`, GPU by GPU."""
+        self._models.assign(now, gpus, wants)
+
+    def holds(self) -> list[Holding]:
+        """By cohorts."""
+        return self._models.holds()
+
+    def failed(self) -> dict[str, str]:
+        """For want of memory."""
+        return self._models.failed()
 
     def changes(self) -> list[Change]:
         """What has become of models since the last call."""
@@ -154,6 +176,20 @@ class DeviceRunner:
     def want(self, now: int, definitions: Sequence[Definition]) -> None:
         """Loaded in a thread of its own."""
         self._executor.want(definitions)
+
+    def assign(self, now: int, gpus: Collection[int], wants: Wants) -> None:
+        """There is one GPU: what it is to hold."""
+        for numbers, definitions in wants:
+            if set(numbers) & set(gpus):
+                self._executor.want(definitions)
+
+    def holds(self) -> list[Holding]:
+        """One GPU holds all."""
+        return []
+
+    def failed(self) -> dict[str, str]:
+        """For any reason."""
+        return self._executor.failed()
 
     def changes(self) -> list[Change]:
         """What has become of models since the last call."""

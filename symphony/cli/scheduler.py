@@ -68,6 +68,8 @@ def command(
             spin_ns=1000 * (s.spin_us if spin_us is None else spin_us),
             max_queue=s.max_queue,
             drain_s=drain_s,
+            epoch=config.epochs,
+            autoscale=config.autoscale,
         )
     )
     try:

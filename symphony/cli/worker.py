@@ -49,7 +49,7 @@ def command(path: Path | None, worker_id: str | None, models: tuple[str, ...], *
     What is not given is taken from the configuration file's entry with the same --id, if there is one.
     Stopping drains: what is queued is finished, then the exit code is 0.
     """
-    from worker.choice import chosen, make_runner, merged
+    from worker.choice import chosen, could_hold, make_runner, merged
     from worker.process import Settings, Worker, stop_on_signals
 
     config = load_config(path)
@@ -69,7 +69,7 @@ def command(path: Path | None, worker_id: str | None, models: tuple[str, ...], *
     )
     if entry.device == "emulated":
         be_prompt()  # it stands for GPUs, which wait for no other process
-    worker = Worker(settings, make_runner(entry, definitions))
+    worker = Worker(settings, make_runner(entry, definitions), could_hold(config, entry, definitions))
     stop_on_signals(worker.stop)
     keep_collector_out()
     try:

@@ -7,7 +7,7 @@ from shard_parts import World, spec, world
 
 from symphony.control import Member
 from symphony.messages import of_ranges
-from symphony.plans import ClusterPlan, Group, PlanStamp
+from symphony.plans import ClusterPlan, Group, PlanStamp, Propose
 
 
 class Leader:
@@ -23,7 +23,11 @@ class Leader:
         base = None if self.node.membership.plan is None else self.node.membership.plan.stamp
         stamp = PlanStamp(epoch=1, leader="shard-9", revision=self.revision)
         self.revision += 1
-        assert self.node.membership.propose(ClusterPlan(stamp=stamp, groups=list(groups)), base)
+        me = self.node.membership.me
+        plan = ClusterPlan(stamp=stamp, groups=list(groups))
+        assert self.node.membership.propose(
+            Propose(id=me.id, incarnation=me.incarnation, plan=plan, base=base)
+        )
         self.w.until(lambda: self.record.adopted == stamp, what=f"{stamp} to be adopted")
 
     @property

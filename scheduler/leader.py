@@ -1,0 +1,198 @@
+"""The leader's process: follows the cluster, runs the allocator, and proposes plans.
+
+The shard that leads starts it (:mod:`scheduler.leadership`) and it ends with that shard: as a process of
+its own, so that neither a plan of a thousand models nor the solver ever delays a batch. The decisions are
+made by :mod:`scheduler.epochs` and :mod:`scheduler.autoscaling`; here is what they need of the world.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgpack
+import zmq
+
+from scheduler.allocation import AllocationError, Network, Plan, allocate
+from scheduler.census import leader_of
+from scheduler.epochs import Action, Allocate, Epochs, Offer, Tell, View
+from scheduler.leadership import LeaderSettings
+from symphony.bus import Bus, send
+from symphony.clock import ClusterClock
+from symphony.faults import Faults
+from symphony.membership import MemberChanged, Membership, Proposed, Published, Refusal, describe
+from symphony.plans import Propose
+from symphony.stopping import StopRequest
+from symphony.supervisor import die_with_parent
+from symphony.topics import decode_body
+from symphony.waiter import Waiter
+from symphony.wire import WireError
+
+_log = logging.getLogger(__name__)
+
+TICK_NS: Final = 100_000_000
+
+
+class Leader:
+    """One run of the leading process; :meth:`run` until :meth:`stop`."""
+
+    def __init__(self, settings: LeaderSettings) -> None:
+        self.settings = settings
+        self.faults = Faults(_log)
+        self.stopping = StopRequest()
+        network = Network(settings.control_us, settings.data_us, settings.result_us)
+        self._epochs = Epochs(settings.shard, settings.epoch, network)
+        self._clock = ClusterClock()
+        self._answers: list[tuple[Plan | None, str]] = []
+        self._ear, self._bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._solving: threading.Thread | None = None
+
+    def stop(self) -> None:
+        """Make :meth:`run` return; from any thread or signal handler."""
+        self.stopping.set()
+
+    def run(self) -> None:
+        """Lead for as long as the shard is the one that is to."""
+        s = self.settings
+        waiter = Waiter()
+        with Bus(s.insecure) as bus:
+            self._publisher = bus.connect(zmq.PUB, s.publish)
+            member = describe(f"leader/{s.shard}/{s.incarnation}", "ops", state="ready")
+            self._membership = Membership(
+                bus, s.registry, s.subscribe, member, clock=self._clock, topics=["stats."], faults=self.faults
+            )
+            for source in (*self._membership.sockets, self._ear, self.stopping.fd):
+                waiter.register(source)
+            try:
+                self._loop(waiter)
+            finally:
+                self._membership.leave()
+                waiter.close()
+                bus.close(linger_ms=100)
+                self.stopping.close()
+                if self._solving is not None:
+                    self._solving.join(s.epoch.time_limit_s)
+
+    def _loop(self, waiter: Waiter) -> None:
+        tick_at = time.monotonic_ns()
+        while not self.stopping.is_set():
+            if self._ear in waiter.wait(min(tick_at, self._membership.next_wakeup())):
+                os.read(self._ear, 64)
+            mono = time.monotonic_ns()
+            news = self._follow(mono)
+            if news or mono >= tick_at:
+                tick_at = mono + TICK_NS
+                self._step()
+
+    def _follow(self, mono: int) -> bool:
+        """Take in what has come; whether anything but statistics has."""
+        news = False
+        for event in self._membership.step(mono):
+            match event:
+                case Published(topic=topic, body=body):
+                    self._take_stats(topic, body)
+                    continue
+                case MemberChanged("leave" | "death", member):
+                    self._epochs.census.gone(member.id)
+                case Proposed(reason=reason):
+                    self._epochs.answered(self._clock.now(), not reason)
+                case Refusal(reason=reason):
+                    _log.warning("the broker says: %s", reason)
+                case _:
+                    pass
+            news = True
+        while self._answers:
+            plan, problem = self._answers.pop(0)
+            self._do(self._epochs.allocated(self._clock.now(), plan, self._view(), problem))
+            news = True
+        return news
+
+    def _take_stats(self, topic: str, body: bytes) -> None:
+        family, _, shard = topic.partition(".")
+        try:
+            stats = decode_body(family, shard, body)
+        except WireError as error:
+            self.faults.count(f"stats-{error.reason}", error)
+            return
+        if not isinstance(stats, dict) or not self._epochs.census.saw(shard, stats):
+            self.faults.count("stats-without-numbers", shard)
+
+    def _view(self) -> View:
+        membership, s = self._membership, self.settings
+        mine = membership.members.get(s.shard)
+        leads = (
+            membership.synced
+            and self._clock.synced
+            and mine is not None
+            and mine.incarnation == s.incarnation
+            and leader_of(membership.members.values()) == s.shard
+        )
+        return View(leads, membership.members, membership.models, membership.plan, membership.broker)
+
+    def _step(self) -> None:
+        self._do(self._epochs.step(self._clock.now(), self._view()))
+
+    # -- what is decided -------------------------------------------------------------------------
+
+    def _do(self, actions: list[Action]) -> None:
+        s = self.settings
+        for action in actions:
+            match action:
+                case Offer(plan, base):
+                    _log.info("proposing %s", plan.stamp)
+                    proposal = Propose(id=s.shard, incarnation=s.incarnation, plan=plan, base=base)
+                    if not self._membership.propose(proposal):
+                        self._epochs.answered(self._clock.now(), False)
+                case Allocate():
+                    self._allocate(action)
+                case Tell(event):
+                    self._tell(event)
+
+    def _allocate(self, action: Allocate) -> None:
+        _log.info("planning: %s", action.why)
+        self._tell({"what": "planning", "why": action.why})
+        self._solving = threading.Thread(target=self._solve, args=(action,), name="allocate", daemon=True)
+        self._solving.start()
+
+    def _solve(self, action: Allocate) -> None:
+        """In a thread: the loop goes on meanwhile."""
+        try:
+            self._answers.append(
+                (allocate(action.cluster, time_limit_s=self.settings.epoch.time_limit_s), "")
+            )
+        except (AllocationError, RuntimeError, ValueError, ArithmeticError) as error:
+            self._answers.append((None, f"{type(error).__name__}: {error}"))
+            _log.exception("the allocator failed")
+        os.write(self._bell, b"x")
+
+    def _tell(self, event: Mapping[str, Any]) -> None:
+        _log.info("%s", {key: value for key, value in event.items() if key not in ("reasons", "utilization")})
+        body = {"v": 1, "at": self._clock.now(), "leader": self.settings.shard, **event}
+        if not send(self._publisher, [f"event.{self.settings.shard}".encode(), msgpack.packb(body)]):
+            self.faults.count("event-pipe-full")
+
+
+def main() -> None:
+    """Lead as the JSON of the first argument says, until SIGTERM or the shard's end."""
+    die_with_parent()
+    logging.basicConfig(
+        level=os.environ.get("SYMPHONY_LOG_LEVEL", "info").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    settings = LeaderSettings.model_validate(json.loads(sys.argv[1]))
+    os.setpriority(os.PRIO_PROCESS, 0, 0)  # the shard's own may be lower
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the shard says when it is over
+    leader = Leader(settings)
+    with leader.stopping.on_signals():
+        leader.run()
+
+
+if __name__ == "__main__":
+    main()
