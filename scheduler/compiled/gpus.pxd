@@ -30,6 +30,8 @@ cdef class Gpus:
     cdef public list busy
     cdef public signed char[::1] claimed
     cdef public list aside
+    cdef public long long spare
+    cdef public long long guard_ns
 
     cpdef reserve_gpus(self, long long capacity)
     cpdef reserve_models(self, long long models)
@@ -60,6 +62,9 @@ cdef class Gpus:
     cpdef long long taker_type(self, long long now, long long model) noexcept
     @cython.locals(heap=Heap, idle=Heap, busy=Heap)
     cpdef long long next_free(self, long long model, long long after) noexcept
+    cpdef bint room(self, long long now, long long model, long long guard) noexcept
+    @cython.locals(heap=Heap)
+    cpdef long long free_by(self, long long now, long long model, long long until, long long enough) noexcept
     @cython.locals(heap=Heap, idle=Heap, busy=Heap)
     cpdef void take(self, long long gpu, long long batch, long long exec_at, long long length) noexcept
     cpdef bint give_back(self, long long gpu, long long batch, long long finished, long long now) noexcept

@@ -37,6 +37,13 @@ cdef class Lanes:
     cdef public long long[::1] lane_at
     cdef public long long[::1] lane_calm
     cdef public signed char[::1] lane_stage
+    cdef public object tuner
+    cdef public long long tune_at
+    cdef public long long early
+    cdef public long long work
+    cdef public long long[::1] lane_early
+    cdef public long long[::1] lane_guard
+    cdef public long long[::1] lane_open
     cdef public Heap pending
     cdef public list ready
     cdef public Heap touched

@@ -19,3 +19,6 @@ cdef class Latest(Policy):
 cdef class Timeout(Policy):
     cdef public long long wait_ns
     cdef public long long preferred
+
+cdef class Adaptive(Policy):
+    cdef public double dial

@@ -43,6 +43,8 @@ class Gpus:
         self.busy: list[Heap] = []
         self.claimed = array("b")
         self.aside: list[int] = []
+        self.spare = 0
+        self.guard_ns = 0
 
     def reserve_gpus(self, capacity: int) -> None:
         """Allow GPU numbers below ``capacity``."""
@@ -292,6 +294,51 @@ class Gpus:
                 if heap.size > 0 and heap.keys[0] > after and (best < 0 or heap.keys[0] < best):
                     best = heap.keys[0]
         return best
+
+    def room(self, now: int, model: int, guard: int) -> bool:
+        """Whether the model may start a batch early, for the sake of the others.
+
+        If no GPU is free; or if more than ``spare`` are, and ``guard`` beside the one that it would
+        take are free or will be within ``guard_ns``.
+        """
+        if guard == 0 and self.spare == 0:
+            return True
+        free = self.free_by(now, model, now, (guard if guard > self.spare else self.spare) + 1)
+        if free == 0:
+            return True
+        if free <= self.spare:
+            return False
+        return free > guard or self.free_by(now, model, now + self.guard_ns, guard + 1) > guard
+
+    def free_by(self, now: int, model: int, until: int, enough: int) -> int:
+        """How many GPUs that hold the model are idle or free at ``until``, by prediction; at most ``enough``.
+
+        Those whose oldest batch is overdue do not count.
+        """
+        found = 0
+        for c in range(self.classes):
+            if self.holds[c * self.models + model] == 0:
+                continue
+            heap = self.idle[c]
+            i = 0
+            while i < heap.size and found < enough:
+                if not self.overdue(heap.ids[i], now):
+                    found += 1
+                i += 1
+            heap = self.busy[c]
+            i = 0
+            while found < enough and until > now:  # down the heap, as far as its keys are small enough
+                if i < heap.size and heap.keys[i] <= until:
+                    if not self.overdue(heap.ids[i], now):
+                        found += 1
+                    i = 2 * i + 1
+                    continue
+                while i > 0 and i & 1 == 0:  # from a right child, or beyond one, back up
+                    i = (i - 1) >> 1
+                if i == 0:
+                    break
+                i += 1
+        return found
 
     def take(self, gpu: int, batch: int, exec_at: int, length: int) -> None:
         """A batch goes out; there must be room (``out_count`` below DEPTH)."""

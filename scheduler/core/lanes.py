@@ -32,7 +32,7 @@ from .limits import (
 )
 from .meter import Meter
 from .models import Models
-from .policies import make_policy
+from .policies import make_policy, make_tuner
 from .queues import Queues
 
 
@@ -43,6 +43,11 @@ class Lanes:
     free before it; ``lane_at`` where its latency table starts. ``lane_stage`` is 1 where the time under
     which the lane is listed in ``pending`` is a lower bound. With fewer than ``lane_calm`` requests an
     arrival only moves the opening.
+
+    Where the policy has a slow loop, ``tuner``, that is called from ``tune_at`` on and sets
+    ``lane_early``, the queue from which a lane may start before its window opens (NEVER without a slow
+    loop), and ``lane_guard``, the GPUs that it must then leave to others. ``lane_open`` is when the window
+    opens; ``work`` adds up the lengths of the batches that were sent, in ns.
     """
 
     def __init__(self, policy: str) -> None:
@@ -66,6 +71,13 @@ class Lanes:
         self.lane_at = array("q")
         self.lane_calm = array("q")
         self.lane_stage = array("b")
+        self.lane_early = array("q")
+        self.lane_guard = array("q")
+        self.lane_open = array("q")
+        self.tuner = make_tuner(self.policy)
+        self.tune_at = NEVER if self.tuner is None else 0
+        self.early = NEVER if self.tuner is None else 1
+        self.work = 0
         self.pending = Heap(0)
         self.ready = [Heap(0) for _ in range(PRIORITIES)]
         self.touched = Heap(0)
@@ -176,6 +188,9 @@ class Lanes:
             self.lane_at = widen("q", self.lane_at, more)
             self.lane_calm = widen("q", self.lane_calm, more)
             self.lane_stage = widen("b", self.lane_stage, more)
+            self.lane_early = widen("q", self.lane_early, more, self.early)
+            self.lane_guard = widen("q", self.lane_guard, more)
+            self.lane_open = widen("q", self.lane_open, more)
             self.touched.reserve(lane + more)
             self.pending.reserve(lane + more)
             for heap in self.ready:

@@ -8,6 +8,7 @@ is that of Triton's dynamic batcher; the others are the ablations of the dispatc
 
 from __future__ import annotations
 
+from .adaptive import Tuner
 from .limits import LARGEST_BATCH, LONGEST
 
 
@@ -130,8 +131,24 @@ class Timeout(Policy):
         return arrived + self.wait_ns
 
 
+class Adaptive(Policy):
+    """As deferred; what starts earlier than that is decided by its slow loop (:mod:`.adaptive`).
+
+    ``dial``: 0 (lowest latency) … 1 (fewest GPUs).
+    """
+
+    def __init__(self, dial: float = 0.0) -> None:
+        self.name = "adaptive"
+        self.dial = dial
+
+
+def make_tuner(policy: Policy) -> Tuner | None:
+    """The slow loop of the policy; None where it has none."""
+    return Tuner(policy.dial) if isinstance(policy, Adaptive) else None
+
+
 def make_policy(name: str) -> Policy:
-    """A policy from its name: deferred, eager, target, latest, or timeout:MS[:PREFERRED].
+    """A policy from its name: deferred, eager, target, latest, timeout:MS[:PREFERRED], or adaptive[:DIAL].
 
     Raises:
         ValueError: no such policy; the text lists those that there are.
@@ -148,6 +165,14 @@ def make_policy(name: str) -> Policy:
             wait_ns, size = -1, 0
         if 0 <= wait_ns < LONGEST and 0 <= size <= LARGEST_BATCH:
             return Timeout(wait_ns, size)
+    if kind == "adaptive":
+        try:
+            dial = float(rest or 0)
+        except ValueError:
+            dial = -1.0
+        if 0 <= dial <= 1:
+            return Adaptive(dial)
     raise ValueError(
-        f"unknown policy {name!r}: choose deferred, eager, target, latest or timeout:MS[:PREFERRED_SIZE]"
+        f"unknown policy {name!r}: choose deferred, eager, target, latest or timeout:MS[:PREFERRED_SIZE], or"
+        " adaptive[:DIAL], the dial from 0 (lowest latency) to 1 (fewest GPUs)"
     )

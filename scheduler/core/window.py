@@ -85,6 +85,8 @@ class Window(Lanes):
         return now
 
     def _run(self, now: int) -> None:
+        if now >= self.tune_at and self.tuner is not None:
+            self.tune_at = self.tuner.tune(self, now)
         self.gpus.release()
         self.refused = False
         self.skipped = False
@@ -114,6 +116,11 @@ class Window(Lanes):
             reach = now + self.control + self.lane_size[lane] * self.data
             tried = 0
             gpu = gpus.pick(now, model, reach, 0)
+            if gpu >= 0 and now < self.lane_open[lane] and not gpus.room(now, model, self.lane_guard[lane]):
+                # Ready early only while no GPU was free; those that are now are kept for others.
+                ready.discard(lane)
+                self.pending.put(lane, self.lane_open[lane])
+                continue
             while gpu >= 0 and not self._serve(lane, gpu, now):
                 # Too slow or too late for the head; a GPU of another type, or a steadier one, may not be.
                 kind = gpus.class_type[gpus.cls[gpu]]
@@ -167,6 +174,7 @@ class Window(Lanes):
         queues.copy(lane, size, actions.key, actions.deadline, to)
         queues.pop(lane, size)
         gpus.take(gpu, batch, start, length)
+        self.work += length
         return True
 
     def _form(self, lane: int, at: int, now: int, free: int, margin: int) -> int:
@@ -279,6 +287,9 @@ class Window(Lanes):
         opens = self.policy.opens(now, size, target, full, frontrun, latest, arrived)
         if opens > latest:
             opens = latest
+        self.lane_open[lane] = opens
+        if n >= self.lane_early[lane] and self.gpus.room(now, model, self.lane_guard[lane]):
+            opens = now
         calm = self.policy.calm(target, most) if self.steady[model] else 0
         self.lane_size[lane] = size
         self.lane_head[lane] = head
@@ -346,7 +357,7 @@ class Window(Lanes):
     def _aim(self, lane: int, model: int, at: int) -> None:
         """Bring the lane's target size up to date, once per rate sample."""
         sample = self.sample
-        if self.lane_target_sample[lane] == sample:
+        if self.lane_target_sample[lane] >= sample:
             return
         self.lane_target_sample[lane] = sample
         self.meter.roll(lane, sample, self.queues.record[lane * FIELDS + TAIL])

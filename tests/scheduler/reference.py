@@ -13,6 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import reference_adaptive
+
+from scheduler.core.adaptive import Tuner
 from scheduler.core.limits import (
     DEPTH,
     DUPLICATE,
@@ -20,6 +23,7 @@ from scheduler.core.limits import (
     FULL,
     HANDED_BACK,
     LAST_TIME,
+    NEVER,
     OUT_OF_RANGE,
     SAMPLE_NS,
     SAMPLES,
@@ -72,7 +76,11 @@ class Lane:
     queue: list[Request] = field(default_factory=list)
     state: str = "empty"
     due: int = 0  # opening of a pending lane, latest of a ready one
+    opens: int = 0
     size: int = 0
+    early: int = NEVER  # the queue from which it may start before its window opens
+    guard: int = 0  # GPUs that it must then leave free
+    planned: bool = False  # its target comes from the plan
     target: int = 1
     aimed: int = -1  # the sample in which the target was worked out
     looked: int = -1  # the last sample in which the lane's rate was looked at
@@ -96,6 +104,9 @@ class Reference:
     ) -> None:
         self.policy, *settings = policy.split(":")
         self.wait = int(float(settings[0]) * 1e6) if settings else 0
+        self.tuner = Tuner(float(settings[0]) if settings else 0.0) if self.policy == "adaptive" else None
+        self.tune_at, self.work, self.guard_ns, self.spare = 0, 0, 0, 0
+        self.planned: list[tuple[Lane, int]] = []
         self.preferred = int(settings[1]) if len(settings) > 1 else 0
         self.control, self.data, self.result, self.margin = control_ns, data_ns, result_ns, margin_ns
         self.max_queue, self.horizon, self.overdue = max_queue, horizon_ns, overdue_ns
@@ -127,7 +138,7 @@ class Reference:
         self.clock(now)
         self.models[model].tables[gpu_type] = list(latency_ns)
         for lane in self.lanes_of(model):
-            lane.aimed = -1
+            lane.aimed, lane.planned = -1, False
             if lane.queue:
                 self.form(lane)
         self.run()
@@ -217,6 +228,8 @@ class Reference:
             reason = self.refusal(m, d, k, again)
             if not reason:
                 lane = self.lanes.setdefault((m, p), Lane(len(self.lanes), m, p))
+                if self.tuner and lane.early == NEVER:
+                    lane.early = 1  # until there is a plan
                 if len(lane.queue) >= self.max_queue:
                     reason = FULL
             if reason:
@@ -307,6 +320,8 @@ class Reference:
     # --- the rules ---------------------------------------------------------------------------
 
     def run(self) -> None:
+        if self.tuner and self.now >= self.tune_at:
+            reference_adaptive.tune(self, self.tuner)
         self.claimed = set()
         while due := [
             lane for lane in self.lanes.values() if lane.state == "pending" and lane.due <= self.now
@@ -336,6 +351,9 @@ class Reference:
             ahead = not gpu.idle and (gpu.number in self.claimed or gpu.free_at > reach)
             if ahead or gpu.kind in too_slow:
                 continue
+            if self.now < lane.opens and not reference_adaptive.room(self, lane):
+                lane.state, lane.due = "pending", lane.opens
+                return True
             if self.serve(lane, gpu):
                 return True
             if gpu.margin <= self.type_margin.get(gpu.kind, 0):
@@ -372,6 +390,7 @@ class Reference:
         gpu.out.append((self.batches, start, length))
         gpu.free_at = start + length
         gpu.idle = False
+        self.work += length
         self.batches += 1
         self.form(lane)
         return True
@@ -404,6 +423,9 @@ class Reference:
         frontrun = latest if full else self.start_by(lane, kind, size + 1)
         arrived = head.deadline - model.slo
         opens = min(self.opens(size, lane.target, full, frontrun, latest, arrived), latest)
+        lane.opens = opens
+        if len(lane.queue) >= lane.early and reference_adaptive.room(self, lane):
+            opens = self.now
         lane.size = size
         lane.state, lane.due = ("ready", latest) if opens <= self.now else ("pending", opens)
 
@@ -470,7 +492,7 @@ class Reference:
     def aim(self, lane: Lane, kind: int) -> None:
         """The target size, worked out at the first look in each sample."""
         sample = self.now // SAMPLE_NS
-        if lane.aimed == sample:
+        if lane.aimed == sample or lane.planned:
             return
         lane.aimed = sample
         self.look(lane)

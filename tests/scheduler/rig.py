@@ -253,7 +253,7 @@ class Rig:
         assert sum(self.core.queued_by_model(self.core.models.capacity)) == 0
 
 
-POLICIES = ("deferred", "eager", "target", "latest", "timeout:4", "timeout:3:5")
+POLICIES = ("adaptive", "adaptive:0.7", "deferred", "eager", "target", "latest", "timeout:4", "timeout:3:5")
 
 
 def random_settings(rng: random.Random) -> dict[str, Any]:

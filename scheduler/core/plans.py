@@ -1,0 +1,210 @@
+"""What a load calls for: batch sizes, who waits, drop targets and the guard, as one pure function.
+
+The rules and their derivations are in ``docs/algorithm.md``, which also names the ones that are only
+empirical. Floating point, but never compiled: both flavours of the core carry out the very same
+operations.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+BUSY: Final = 0.7
+"""The sustaining batch would keep this share of the GPUs busy."""
+SPREAD: Final = 1.5
+"""GPUs that a model must need at saturation for deferring to pay."""
+MAJORITY: Final = 0.75
+"""Share of the need that waiting models must have, or none waits."""
+HEADROOM: Final = 0.2
+"""GPUs above the need, as a share of it, with the dial at its end."""
+BURST: Final = 4.0
+"""Standard deviations of the arrivals within a budget that count as a burst."""
+LOSS: Final = 0.01
+"""Share of bad requests that the drop target is chosen for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a plan is made from, as columns over the models that have requests.
+
+    rate: requests/s. budget, data: s, latency budget and time per request before a batch starts.
+    at, most: where the model's l(1) … l(most) begin in ``table`` (s). gpus: how many. dispersion: index
+    of dispersion of the arrivals.
+    """
+
+    rate: Floats
+    budget: Floats
+    at: Ints
+    most: Ints
+    table: Floats
+    data: float
+    gpus: int
+    dispersion: float
+
+    def latency(self, batch: Ints) -> Floats:
+        """l(batch) per model in s."""
+        return np.asarray(self.table[self.at + batch - 1])
+
+    def smooth(self, batch: Floats) -> Floats:
+        """l between whole batches, on straight lines."""
+        low = np.minimum(batch.astype(np.int64), self.most)
+        high = np.minimum(low + 1, self.most)
+        first = self.latency(low)
+        return first + (batch - low) * (self.latency(high) - first)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Per model: ``full`` and ``sustain``, batch sizes; ``waits``; the drop ``target``; ``guard`` K.
+
+    guard_ns: a GPU that is free within that time counts as free for the guard. gpus: early starts are
+    for so many GPUs only. scale: the largest y such that the GPUs carry y times the rates.
+    """
+
+    full: Ints
+    sustain: Ints
+    waits: npt.NDArray[np.bool_]
+    target: Ints
+    guard: Ints
+    guard_ns: int
+    gpus: int
+    scale: float
+
+
+def fluid_batch(load: Load, scale: float) -> Floats:
+    """The continuous b ≥ 1 with b/(scale·rate) + l(b) + b·data = budget, at most the largest batch."""
+    gap = 1.0 / np.maximum(scale * load.rate, 1e-9) + load.data
+    low = np.ones(len(load.rate), dtype=np.int64)
+    high = load.most.copy()
+    while True:
+        open_ = low < high
+        if not open_.any():
+            break
+        middle = (low + high + 1) // 2
+        fits = load.latency(middle) + middle * gap <= load.budget
+        low = np.where(open_ & fits, middle, low)
+        high = np.where(open_ & ~fits, middle - 1, high)
+    first = load.latency(low) + low * gap
+    rise = load.latency(np.minimum(low + 1, load.most)) - load.latency(low) + gap
+    part = np.where(low < load.most, (load.budget - first) / rise, 0.0)
+    return np.asarray(low + np.clip(part, 0.0, 1.0))
+
+
+def saturation(load: Load) -> tuple[float, Floats, Floats]:
+    """The largest y that the GPUs carry in fluid batches; those batches; GPUs per model at y."""
+    alone = float((load.rate * load.latency(np.ones_like(load.at))).sum())
+    low, high = load.gpus / max(alone, 1e-12), 0.0
+    high = load.gpus / max(float((load.rate * load.latency(load.most) / load.most).sum()), 1e-12)
+    for _ in range(14):
+        y = 0.5 * (low + high)
+        batch = fluid_batch(load, y)
+        if float((y * load.rate * load.smooth(batch) / batch).sum()) <= load.gpus:
+            low = y
+        else:
+            high = y
+    batch = fluid_batch(load, low)
+    return low, batch, low * load.rate * load.smooth(batch) / batch
+
+
+def sustaining(load: Load, gpus: float) -> Ints:
+    """The smallest batches, all in one proportion to the fluid ones, that need ``gpus`` or less.
+
+    The largest of them where that is not enough.
+    """
+    fluid = fluid_batch(load, 1.0)
+    best = np.ones_like(load.at)
+    for step in range(1, 31):
+        best = _rounded(load, 0.05 * step * fluid)
+        if float((load.rate * load.latency(best) / best).sum()) <= gpus:
+            break
+    return best
+
+
+def drop_target(load: Load, fluid: Floats) -> Ints:
+    """The share of the fluid batches that carries most where ``LOSS`` is lost at random.
+
+    A lane with a backlog room of R batches, seen as a diffusion between an empty and a full queue,
+    loses ``LOSS`` when it is loaded to 1 − δ, with δ/(exp(2 δ R) − 1) = LOSS. Large batches carry more
+    and leave less room.
+    """
+    best = np.ones_like(load.at)
+    most = -1.0
+    for step in range(6):
+        batch = np.clip(np.rint((0.5 + 0.1 * step) * fluid).astype(np.int64), 1, load.most)
+        length = load.latency(batch)
+        carried = load.gpus / max(float((load.rate * length / batch).sum()), 1e-12)
+        backlog = float((carried * load.rate * (load.budget - length)).sum())
+        room = max(1.0, 0.5 * (backlog - 0.75 * float(batch.sum())))
+        value = carried * (1.0 - _spare(room))
+        if value > most:
+            most, best = value, batch
+    return best
+
+
+def _spare(room: float) -> float:
+    """δ with δ/(exp(2·δ·room) − 1) = LOSS."""
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = 0.5 * (low + high)
+        power = 2.0 * middle * room
+        if power < 50.0 and middle > LOSS * float(np.expm1(power)):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def make_plan(load: Load, dial: float = 0.0) -> Plan:
+    """The plan for this load; ``dial``: 0 (lowest latency) … 1 (fewest GPUs)."""
+    scale, fluid, share = saturation(load)
+    full = _rounded(load, fluid)
+    one = load.latency(np.ones_like(full))
+    second = np.minimum(np.maximum(full, 2), load.most)
+    slope = (load.latency(second) - one) / np.maximum(second - 1, 1)
+    waits = (share > SPREAD) & (one >= 2.0 * slope)
+    if float(share[waits].sum()) < MAJORITY * float(share.sum()):
+        waits = np.zeros_like(waits)
+    # A batch started early costs its fixed time c if a burst follows, and is worth its work a·b: where a
+    # burst would be too much for the GPUs in such batches, b must be worth it.
+    inflow = float((load.rate * load.budget).sum())
+    surge = BURST * math.sqrt(load.dispersion / max(inflow, 1e-9))
+    fixed = np.maximum(one - slope, 0.0) / np.maximum(slope, 1e-12)
+    worth = _rounded(load, np.minimum(surge * fixed, load.most))
+    need = float((load.rate * load.latency(full) / full).sum())
+    gpus = load.gpus
+    if dial > 0.0:
+        gpus = min(gpus, math.ceil(need * (1.0 + HEADROOM / dial)) + 1)
+    worth = np.minimum(worth, sustaining(load, gpus / (1.0 + surge)))
+    sustain = np.minimum(np.maximum(sustaining(load, BUSY * gpus), worth), full)
+    guard, guard_ns = _guard(load, sustain, one)
+    return Plan(full, sustain, waits, drop_target(load, fluid), guard, guard_ns, gpus, scale)
+
+
+def _guard(load: Load, sustain: Ints, one: Floats) -> tuple[Ints, int]:
+    """GPUs that batches of each model must leave free for models with less time to spare than they last."""
+    spare = load.budget - one - load.data
+    length = load.latency(sustain)
+    order = np.argsort(spare, kind="stable")
+    # Models in order of their spare time: a batch that lasts x is long for all before the first with
+    # spare time ≥ x, and for none with more than 0.7 of its own spare time.
+    limit = np.minimum(length, 0.7 * spare)
+    count = np.searchsorted(spare[order], limit, side="left")
+    flow = np.concatenate([[0.0], np.cumsum((load.rate / sustain)[order])])[count]
+    least = max(0.0, float(spare[order[0]])) if len(order) else 0.0
+    jobs = least * flow
+    guard = np.ceil(jobs + 2.0 * np.sqrt(load.dispersion * jobs))
+    guard = np.where(count > 0, np.minimum(guard, load.gpus - 1), 0)
+    return guard.astype(np.int64), int(least * 1e9)
+
+
+def _rounded(load: Load, batch: Floats) -> Ints:
+    """Whole batches: a quarter above a whole one still counts as that one."""
+    return np.clip(np.ceil(batch - 0.25).astype(np.int64), 1, load.most)

@@ -1,0 +1,171 @@
+"""The policy ``adaptive``: its plan on loads that can be worked out by hand, its slow loop, its limits."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from rig import CORES, MS, Rig, Stream, linear, random_settings
+
+from scheduler.core.adaptive import FIRST_NS, Tuner
+from scheduler.core.machine import Core
+from scheduler.core.plans import Load, fluid_batch, make_plan, saturation
+from scheduler.core.policies import make_policy
+
+ALPHA, BETA = 1.082, 5.204
+"""ResNet-50 of the Symphony paper's scheduler benchmark, ms."""
+
+
+def load(
+    rates: list[float],
+    gpus: int,
+    slo_ms: float | list[float] = 50.0,
+    line: tuple[float, float] = (ALPHA, BETA),
+    dispersion: float = 1.0,
+) -> Load:
+    n = len(rates)
+    table = np.array(linear(*line, 128)) / 1e9
+    budget = np.full(n, slo_ms) / 1e3 if isinstance(slo_ms, float) else np.array(slo_ms) / 1e3
+    zeros = np.zeros(n, np.int64)
+    return Load(np.array(rates), budget, zeros, zeros + 128, table, 0.0, gpus, dispersion)
+
+
+def test_the_fluid_batch_solves_its_equation() -> None:
+    one = load([1000.0, 3.0, 1e6], 8)
+    b = fluid_batch(one, 1.0)
+    assert b[0] == pytest.approx((50 - BETA) / (ALPHA + 1.0))  # b/r + l(b) = SLO
+    assert b[1] == 1.0  # gathers nobody
+    assert b[2] == pytest.approx((50 - BETA) / (ALPHA + 1e-3))
+
+
+@pytest.mark.parametrize(("slo_ms", "rps"), [(100.0, 6_959), (25.0, 5_598)])
+def test_one_model_saturates_at_the_staggered_bound(slo_ms: float, rps: float) -> None:
+    """The bound is over whole batches, the fluid one between them: never below, at most one batch above."""
+    scale, batch, gpus = saturation(load([1000.0], 8, slo_ms))
+    assert rps <= scale * 1000 <= 1.02 * rps
+    assert gpus[0] == pytest.approx(8, rel=1e-3)
+    assert batch[0] / (scale * 1000) + (ALPHA * batch[0] + BETA) / 1e3 == pytest.approx(
+        slo_ms / 1e3, rel=1e-3
+    )
+
+
+def test_a_model_over_many_gpus_waits_and_many_models_on_few_do_not() -> None:
+    assert make_plan(load([5000.0], 8)).waits.all()
+    assert not make_plan(load([600.0] * 8, 8)).waits.any()
+    # One that would wait among many that would not: nobody does.
+    assert not make_plan(load([2000.0] + [100.0] * 40, 8)).waits.any()
+
+
+def test_no_gain_from_batches_no_waiting() -> None:
+    assert not make_plan(load([500.0], 8, 100.0, line=(10.0, 1.0))).waits.any()
+
+
+def test_the_sustaining_batch_grows_with_the_load() -> None:
+    sizes = [int(make_plan(load([r], 8)).sustain[0]) for r in (100.0, 2000.0, 4000.0, 5000.0, 6000.0)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] == 1
+    assert sizes[-1] == make_plan(load([6000.0], 8)).full[0]
+
+
+def test_bursts_ask_for_batches_that_are_worth_their_fixed_time() -> None:
+    calm = make_plan(load([1500.0], 8, 15.0)).sustain[0]
+    bursty = make_plan(load([1500.0], 8, 15.0, dispersion=10.0)).sustain[0]
+    assert bursty > calm
+
+
+def test_equal_models_need_no_guard_and_tight_ones_among_lax_ones_do() -> None:
+    assert not make_plan(load([500.0] * 4, 8)).guard.any()
+    plan = make_plan(load([500.0, 1500.0], 8, [12.0, 200.0]))
+    assert plan.guard[0] == 0
+    assert 0 < plan.guard[1] < 8
+    assert plan.guard_ns == pytest.approx((12.0 - ALPHA - BETA) * 1e6)
+
+
+def test_the_dial_takes_gpus_away_from_early_starts() -> None:
+    gpus = [make_plan(load([200.0] * 8, 8), dial).gpus for dial in (0.0, 0.2, 1.0)]
+    assert gpus[0] == 8
+    assert gpus == sorted(gpus, reverse=True)
+    assert gpus[-1] < 8
+    assert make_plan(load([900.0] * 8, 8), 1.0).gpus == 8
+
+
+@pytest.mark.parametrize("name", ["adaptive:-1", "adaptive:2", "adaptive:x", "adaptive:nan"])
+def test_a_dial_out_of_range(name: str) -> None:
+    with pytest.raises(ValueError, match="adaptive"):
+        make_policy(name)
+
+
+def test_the_idle_share_follows_the_work() -> None:
+    tuner = Tuner()
+    tuner.look(0, 0, 8)
+    for i in range(1, 200):
+        tuner.look(i * 10 * MS, 6 * 10 * MS, 8)  # 6 of 8 GPUs are busy
+    assert tuner.idle == pytest.approx(0.25, abs=0.01)
+    for i in range(200, 400):
+        tuner.look(i * 10 * MS, 0, 8)
+    assert tuner.idle > 0.99
+
+
+def test_fewer_idle_gpus_ask_for_larger_batches() -> None:
+    tuner = Tuner()
+    plan = tuner.adopt(load([5000.0], 8))
+    sizes = []
+    for idle in (1.0, 0.2, 0.15, 0.0):
+        tuner.idle = idle
+        sizes.append(int(tuner.early(plan)[0]))
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (plan.sustain[0], plan.full[0])
+
+
+@CORES
+def test_it_starts_early_and_deferred_does_not(core_type: type[Core]) -> None:
+    sent = {}
+    for policy in ("adaptive", "deferred"):
+        core = core_type(policy)
+        core.add_model(0, 50 * MS, 32)
+        core.set_profile(0, 0, 0, linear(ALPHA, BETA, 32))
+        core.add_gpu(0, 0)
+        core.arrive(MS, 0, 51 * MS, 1)
+        sent[policy] = core.actions.dispatched
+    assert sent == {"adaptive": 1, "deferred": 0}
+
+
+@CORES
+def test_a_plan_sets_the_lanes(core_type: type[Core]) -> None:
+    core: Any = core_type("adaptive")
+    core.add_model(0, 50 * MS, 128)
+    core.set_profile(0, 0, 0, linear(ALPHA, BETA, 128))
+    for gpu in range(8):
+        core.add_gpu(0, gpu)
+    for key, t in enumerate(range(0, 2 * FIRST_NS, MS // 4), 1):  # 4,000 requests/s
+        core.arrive(t, 0, t + 50 * MS, key)
+    assert core.tuner.plan is not None
+    assert core.lane_target[0] == core.tuner.plan.target[0] > 1
+    assert core.lane_early[0] == core.tuner.early(core.tuner.plan)[0]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_long_streams_against_the_reference(seed: int) -> None:
+    """Long enough for several plans, under churn, with dials; the core and the reference agree."""
+    rng = random.Random(3000 + seed)
+    settings = random_settings(rng) | {"policy": rng.choice(("adaptive", "adaptive:0.3", "adaptive:1"))}
+    rig = Rig(check=seed % 2 == 0, **settings)
+    stream = Stream(rig, rng, start=rng.choice((0, 1_763_800_000_000_000_000)), churn=0.02)
+    for _ in range(350):
+        stream.step()
+    rig.settle()
+
+
+def test_the_streams_reach_plans() -> None:
+    planned = 0
+    for seed in range(6):
+        rng = random.Random(3000 + seed)
+        rig = Rig(check=False, reference=False, **random_settings(rng) | {"policy": "adaptive:0.3"})
+        stream = Stream(rig, rng, churn=0.02)
+        for _ in range(350):
+            stream.step()
+        assert rig.core.tuner is not None
+        planned += rig.core.tuner.plan is not None
+    assert planned >= 4
