@@ -1,0 +1,262 @@
+"""Four shards, forty emulated models: the load moves, routes and GPUs follow; processes are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import Cluster, cluster, wait_until
+
+from symphony.control import Snapshot
+from symphony.engine import Engine
+from symphony.messages import of_ranges
+from symphony.pending import Outcome, Request
+from symphony.plans import ClusterPlan
+from symphony.snapshot import fetch_snapshot
+from symphony.status import Status, SymphonyError, Unavailable
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(240)]
+
+SHARDS, MODELS, GPUS = 4, 40, 16
+EPOCH_S = 4
+SLO_MS = 500
+
+
+def _config(shards: int = SHARDS, workers: int = SHARDS, models: int = MODELS) -> str:
+    """Every worker begins with its shard's share of the models; its GPUs hold two thirds of all."""
+    per = models // shards
+    lines = [
+        "broker: {heartbeat_ms: 100, lease_ms: 1500}",
+        f"scheduler: {{shards: {shards}}}",
+        f"epoch: {{seconds: {EPOCH_S}, window_s: 3, least_s: 2, settle_s: 1.0, grace_s: 0.5}}",
+        "models:",
+    ]
+    lines += [
+        f"  - {{name: m{i}, slo_ms: {SLO_MS}, max_batch: 16, loader: emulated, memory_mb: 100, load_ms: 20, "
+        "profile: {alpha_ms: 2, beta_ms: 20}}"
+        for i in range(models)
+    ]
+    lines.append("workers:")
+    for w in range(workers):
+        s = w % shards
+        mine = ", ".join(f"m{i}" for i in range(s * per, (s + 1) * per))
+        lines.append(
+            f"  - {{device: emulated, gpus: {GPUS // workers}, memory_mb: {100 * models * 2 // 3}, "
+            f"shard: shard-{s}, models: [{mine}]}}"
+        )
+    return "\n".join(lines)
+
+
+class Load:
+    """Open-loop requests on a thread: ``weights[i]`` of them for model i; every outcome is kept once."""
+
+    def __init__(self, running: Cluster, weights: list[float], rate: float) -> None:
+        self.engine = Engine(running.registry, running.subscribe, grace_ms=1_000, connect_timeout_s=30)
+        self.engine.start()
+        for i in range(len(weights)):
+            self.engine.wait_for_model(f"m{i}", 30)
+        self.weights = weights
+        self._rate = rate
+        self._sent: list[float] = []
+        self._outcomes: list[list[tuple[float, bool, Status]]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask, name="load")
+        self._thread.start()
+
+    def _ask(self) -> None:
+        chance = random.Random(1)
+        due = time.monotonic()
+        while not self._stop.wait(max(0.0, due - time.monotonic())):
+            due += 1 / self._rate
+            number = len(self._sent)
+            model = chance.choices(range(len(self.weights)), self.weights)[0]
+            self._outcomes.append([])
+            self._sent.append(time.monotonic())
+            try:
+                self.engine.submit_raw(f"m{model}", None, on_done=self._done, tag=number)
+            except SymphonyError as error:
+                self._note(number, False, error.status or Status.UNAVAILABLE)
+
+    def _done(self, request: Request, outcome: Outcome) -> None:
+        good = outcome.status is Status.OK and outcome.at <= request.deadline
+        self._note(request.tag, good, outcome.status)
+
+    def _note(self, number: int, good: bool, status: Status) -> None:
+        self._outcomes[number].append((time.monotonic(), good, status))
+
+    @property
+    def sent(self) -> int:
+        return len(self._sent)
+
+    def good_since(self, since: int) -> int:
+        return sum(bool(outcomes) and outcomes[0][1] for outcomes in self._outcomes[since:])
+
+    def bad(self, first: int, last: int) -> str:
+        """What became of requests ``first`` to ``last``, for people."""
+        some = [outcomes[0] for outcomes in self._outcomes[first:last] if outcomes]
+        bad = sum(not good for _, good, _ in some)
+        kinds = Counter(status.name if not good else "good" for _, good, status in some)
+        return f"{bad / max(1, len(some)):.2%} bad of {len(some)}: {dict(kinds)}"
+
+    def first_good(self, since: int) -> float:
+        """Seconds from when request ``since`` was sent to the first good answer to it or a later one."""
+        moments = [o[0][0] for o in self._outcomes[since:] if o and o[0][1]]
+        return min(moments) - self._sent[since]
+
+    def finish(self) -> None:
+        """Stop, and see that every request has exactly one outcome."""
+        self._stop.set()
+        self._thread.join()
+        bound = SLO_MS / 1e3 + 1 + 10
+        wait_until(lambda: all(self._outcomes), bound, "every request to have an outcome")
+        assert Counter(map(len, self._outcomes)) == {1: len(self._sent)}
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.engine.close()
+
+
+def _snapshot(running: Cluster) -> Snapshot:
+    def found() -> Snapshot | None:
+        try:
+            return fetch_snapshot(running.registry, 1)
+        except Unavailable:
+            return None
+
+    snapshot = wait_until(found, 30, "the broker's answer")
+    assert snapshot is not None
+    return snapshot
+
+
+def _plan(running: Cluster) -> ClusterPlan | None:
+    return _snapshot(running).plan
+
+
+def _share(plan: ClusterPlan, weights: list[float]) -> dict[str, float]:
+    """Each shard's part of the load by the plan's routes."""
+    total, share = sum(weights), dict.fromkeys((f"shard-{i}" for i in range(SHARDS)), 0.0)
+    for i, weight in enumerate(weights):
+        for shard, part in plan.routes.get(f"m{i}", {}).items():
+            share[shard] += part * weight / total
+    return share
+
+
+def _gpus(plan: ClusterPlan) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for group in plan.groups:
+        counts[group.shard] += len(list(of_ranges(group.gpus)))
+    return dict(counts)
+
+
+@contextlib.contextmanager
+def _loaded(
+    folder: Path, weights: list[float], rate: float = 150, config: str | None = None
+) -> Iterator[tuple[Cluster, Load]]:
+    with cluster(folder, config or _config()) as running:
+        load = Load(running, weights, rate)
+        try:
+            yield running, load
+        finally:
+            load.close()
+
+
+def _settled(running: Cluster, epoch: int) -> bool:
+    """Whether a plan of at least that epoch is in force with every GPU in use."""
+    plan = _plan(running)
+    return plan is not None and plan.stamp.epoch >= epoch and all(group.active for group in plan.groups)
+
+
+def test_routes_and_gpus_follow_a_load_that_moves(tmp_path: Path) -> None:
+    half = MODELS // 2
+    first = [1.0] * half + [0.02] * half
+    second = list(reversed(first))
+    with _loaded(tmp_path, first) as (running, load):
+        wait_until(lambda: _settled(running, 2), 60, "the first epoch")
+        start = load.sent
+        wait_until(lambda: load.sent > start + 450, 30, "load under the first plan")
+        before = _plan(running)
+        assert before is not None
+        moved = load.sent
+        load.weights = second
+        changed = time.monotonic()
+
+        def followed() -> bool:
+            plan = _plan(running)
+            return (
+                plan is not None
+                and plan.stamp.epoch > before.stamp.epoch
+                and _settled(running, 0)
+                and (max(_share(plan, second).values()) < 0.7)
+            )
+
+        wait_until(followed, 60, "routes to follow")
+        took = time.monotonic() - changed
+        plan = _plan(running)
+        assert plan is not None
+        calm = load.sent
+        wait_until(lambda: load.sent > calm + 600, 30, "load under the new plan")
+        load.finish()
+        print(f"\nfollowed in {took:.1f} s ({took / EPOCH_S:.1f} epochs of {EPOCH_S} s)")
+        print(f"before: {load.bad(start, moved)}\nduring: {load.bad(moved, calm)}")
+        print(f"after: {load.bad(calm, load.sent)}")
+        print(f"load by shard {_share(plan, second)}, GPUs {_gpus(plan)}")
+        assert plan.stamp.epoch <= before.stamp.epoch + 4
+        assert sum(_gpus(plan).values()) == GPUS
+        busy = {shard for shard, part in _share(plan, second).items() if part > 0.1}
+        assert all(_gpus(plan)[shard] > 0 for shard in busy)
+        assert load.engine.faults.counts["duplicate-answer"] == 0
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "shards"),
+    [("scheduler", "shard-0", SHARDS), ("scheduler", "shard-2", SHARDS), ("broker", "", SHARDS)],
+    ids=["leader", "shard", "broker"],
+)
+def test_a_process_killed_in_mid_load(tmp_path: Path, role: str, name: str, shards: int) -> None:
+    with _loaded(tmp_path, [1.0] * MODELS) as (running, load):
+        wait_until(lambda: _settled(running, 1), 60, "a plan")
+        wait_until(lambda: load.good_since(0) > 150, 30, "the first answers")
+        epoch = _plan(running)
+        assert epoch is not None
+        here = load.sent
+        running.kill(role, name)
+        wait_until(lambda: load.good_since(here) > 300, 60, "good answers again")
+        if role == "broker":
+            wait_until(lambda: _plan(running) is not None, 30, "the plan to be known to the new broker")
+        elif name == "shard-0":
+            wait_until(
+                lambda: (plan := _plan(running)) is not None and plan.stamp.newer_than(epoch.stamp),
+                60,
+                "a leader's plan",
+            )
+        load.finish()
+        print(f"\n{role} {name}: first good answer after {load.first_good(here):.3f} s")
+        print(load.bad(here, load.sent))
+        assert load.engine.faults.counts["duplicate-answer"] == 0
+
+
+def test_a_tenth_of_the_workers_killed_in_mid_load(tmp_path: Path) -> None:
+    workers = 8
+    with _loaded(tmp_path, [1.0] * MODELS, config=_config(workers=workers)) as (running, load):
+        wait_until(lambda: _settled(running, 1), 60, "a plan")
+        wait_until(lambda: load.good_since(0) > 150, 30, "the first answers")
+        here = load.sent
+        running.kill("worker", "worker-5")
+        wait_until(lambda: load.good_since(here) > 300, 60, "good answers again")
+
+        def back() -> bool:
+            members = _snapshot(running).members
+            return sum(len(member.gpus) for member in members) == GPUS and _settled(running, 1)
+
+        wait_until(back, 60, "its GPUs to be back")
+        load.finish()
+        print(
+            f"\nworker-5: first good answer after {load.first_good(here):.3f} s; {load.bad(here, load.sent)}"
+        )
