@@ -11,6 +11,7 @@ from scheduler.fleet import Back
 from scheduler.table import ModelTable
 
 LATENESS_KEPT: Final = 4_096
+LONGEST_BATCH_NS: Final = 60_000_000_000
 
 
 class Stats:
@@ -54,7 +55,8 @@ class Stats:
         good = np.maximum(0, back.good - back.failed)
         self._good += np.bincount(back.model, good, n).astype(np.int64)
         self._batches += np.bincount(back.model, minlength=n)
-        self._busy += int((back.finished - back.started).sum())
+        # A worker may say anything of its times; nothing that it says makes the sum absurd.
+        self._busy += int(np.clip(back.finished - back.started, 0, LONGEST_BATCH_NS).sum())
 
     def woke(self, late_ns: int) -> None:
         """A timer fired that much after its time."""

@@ -8,7 +8,7 @@ import msgpack
 import numpy as np
 import pytest
 import zmq
-from shard_parts import FakeFrontend, FakeWorker, World, spec, world
+from shard_parts import FakeFrontend, FakeWorker, S, World, spec, world
 
 from symphony import wire
 from symphony.bus import Bus, drain, link_events, send
@@ -158,3 +158,42 @@ def test_hostile_columns_in_well_formed_messages_are_refused_one_by_one() -> Non
         worker.complete(*worker.batches)
         w.until(lambda: not w.shard.shard.fleet.out)
         _still_serves(w, worker, front)
+
+
+def test_hostile_completions_in_well_formed_messages_change_nothing_but_counters() -> None:
+    with world(policy="deferred", overdue_ns=0) as w:
+        worker, front = w.worker("worker", [spec("m", max_batch=1, ms=2_000)], gpus=2), w.frontend()
+        keys = front.submit(w.shard, [0, 0], due_ns=60 * S)
+        w.until(lambda: sorted(worker.keys) == keys)
+        (batch, gpu), (other, _) = worker.batches
+        worker.complete((batch + 50, gpu), (2**64 - 1, gpu), (batch, 2**32 - 1), (batch, gpu + 7), (7_777, 0))
+        w.until(lambda: w.shard.counts.get("completion-of-unknown-batch", 0) == 5)
+        assert sorted(w.shard.shard.fleet.out) == sorted([batch, other])
+        worker.complete((batch, gpu), (batch, gpu), (batch, gpu))
+        w.until(lambda: w.shard.counts["completion-of-unknown-batch"] == 7, what="two of three refused")
+        assert list(w.shard.shard.fleet.out) == [other]
+        worker.complete((batch, gpu))
+        w.until(lambda: w.shard.counts["completion-of-unknown-batch"] == 8)
+        for ran in (2**61, -(2**61)):  # it took centuries; it ended before it began
+            (again,) = front.submit(w.shard, [0], due_ns=60 * S)
+            w.until(lambda key=again: key in worker.keys)  # type: ignore[misc]
+            worker.complete(worker.batches[-1], ran_ns=ran)
+            w.until(lambda: list(w.shard.shard.fleet.out) == [other])
+        worker.complete((other, worker.batches[1][1]))
+        _still_serves(w, worker, front)
+
+
+def test_a_key_that_is_still_queued_is_no_second_request() -> None:
+    with world(policy="deferred", overdue_ns=0) as w:
+        worker, front = w.worker("worker", [spec("m", max_batch=1, ms=2_000)]), w.frontend()
+        busy = front.submit(w.shard, [0], due_ns=60 * S)
+        w.until(lambda: worker.keys == busy)
+        queued = front.submit(w.shard, [0], due_ns=60 * S)
+        front.submit(w.shard, [0, 0], due_ns=60 * S, keys=queued * 2)
+        w.until(lambda: w.shard.counts.get("duplicate-key", 0) == 2)
+        worker.complete(worker.batches[0])
+        w.until(lambda: worker.keys == busy + queued)
+        worker.complete(worker.batches[1])
+        w.until(lambda: not w.shard.shard.fleet.out)
+        assert front.told == {}
+        assert sum(w.shard.shard.core.queued_by_model(1)) == 0

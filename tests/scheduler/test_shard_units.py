@@ -19,7 +19,7 @@ from scheduler.core.machine import Core
 from scheduler.fleet import Back
 from scheduler.frontends import PARKED, PATIENCE_NS, STATUS_OF, Frontends
 from scheduler.margins import ENOUGH, REMEMBERED, SLICE, Margins
-from scheduler.stats import LATENESS_KEPT, Stats
+from scheduler.stats import LATENESS_KEPT, LONGEST_BATCH_NS, Stats
 from scheduler.table import ModelTable
 from symphony import wire
 from symphony.bus import Bus, Sock, drain
@@ -135,6 +135,16 @@ def test_the_busy_share_is_that_of_the_time_since_the_last_report() -> None:
     assert stats.report(3_000, core, table, 2)["busy_share"] == 0.0
     assert stats.report(3_000, core, table, 2)["busy_share"] is None, "no time has passed"
     assert stats.report(4_000, core, table, 0)["busy_share"] is None, "no GPUs"
+
+
+def test_times_that_cannot_be_make_no_absurd_busy_share() -> None:
+    core, table = _table("a")
+    stats = Stats()
+    stats.report(1_000, core, table, 1)
+    stats.completed(_back(0, 1, 0, 2**62, -(2**62)), 1)
+    stats.completed(_back(0, 1, 0, -(2**61), 2**61), 1)
+    elapsed = 10 * LONGEST_BATCH_NS
+    assert stats.report(1_000 + elapsed, core, table, 1)["busy_share"] == pytest.approx(0.1)
 
 
 def test_lateness_is_that_of_the_last_timers() -> None:
