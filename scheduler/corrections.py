@@ -34,6 +34,7 @@ class Corrections:
     def __init__(self) -> None:
         self._ratios = Recent(REMEMBERED, np.float64)
         self._factors: dict[tuple[int, int], float] = {}
+        self._seen: dict[int, dict[int, tuple[float, float]]] = {}
 
     def observe(self, model: Ids, gpu_type: Ids, measured_ns: Ids, profiled_ns: Ids) -> None:
         """Batches took ``measured_ns`` where profiles say ``profiled_ns`` (ignored where that is 0)."""
@@ -55,6 +56,7 @@ class Corrections:
             return
         high, count = self._ratios.percentile(series, 90)
         enough = count >= ENOUGH
+        self._note(series[enough])
         factors = np.clip(high[enough], 1.0, LARGEST).tolist()
         for number, factor in zip(series[enough].tolist(), factors, strict=True):
             what = divmod(number, TYPES)
@@ -62,6 +64,19 @@ class Corrections:
             if abs(factor - before) > STEP * before:
                 self._factors[what] = factor
                 yield (*what, factor)
+
+    def _note(self, series: Ids) -> None:
+        if not series.size:
+            return
+        p50, p99 = (self._ratios.percentile(series, percent)[0].tolist() for percent in (50, 99))
+        for number, *seen in zip(series.tolist(), p50, p99, strict=True):
+            model, gpu_type = divmod(number, TYPES)
+            self._seen.setdefault(model, {})[gpu_type] = (seen[0], seen[1])
+
+    def measured(self, model: int) -> tuple[float, float] | None:
+        """p50 and p99 of measured / profiled over the model's last batches, of the GPU type where p99 is
+        highest; None before there are enough."""
+        return max(self._seen.get(model, {}).values(), key=lambda pair: pair[1], default=None)
 
     def of(self, model: int, gpu_type: int) -> float:
         """The factor that was last given out; 1 without one."""

@@ -20,6 +20,7 @@ from scheduler.corrections import Corrections
 from scheduler.margins import Margins
 from scheduler.outstanding import Out, Outstanding, Taken
 from scheduler.recent import Ids
+from scheduler.slow import SlowGpus
 from scheduler.table import ModelTable
 from symphony import wire
 from symphony.bus import Bus, BusError, Sock, link_events, send
@@ -95,6 +96,7 @@ class Fleet:
         """Set when GPUs came, went or hold other models; the owner clears it."""
         self.margins = Margins()
         self.corrections = Corrections()
+        self.slow = SlowGpus()
         self._shard = shard
         self._bus = bus
         self._waiter = waiter
@@ -267,6 +269,7 @@ class Fleet:
         for gpu in gpus:
             del worker.gpus[gpu]
             self.margins.forget(gpu)
+            self.slow.forget(gpu)
             self._core.remove_gpu(now, gpu)
 
     def take_lost(self) -> list[Out]:
@@ -381,7 +384,10 @@ class Fleet:
         self.margins.observe(gpu[there], (finished - finish_at)[there])
         kind = self._kind[gpu]
         profiled = self._table.profiled_ns(model, kind, ran)
-        self.corrections.observe(model, kind, finished - started, profiled)
+        took = finished - started
+        self.slow.observe(gpu[there], took[there], profiled[there])
+        typical = ~self.slow.are_slow(gpu)
+        self.corrections.observe(model[typical], kind[typical], took[typical], profiled[typical])
         return Back(model, size, good, failed, started, finished)
 
     @property
@@ -396,13 +402,19 @@ class Fleet:
         for model, gpu_type, factor in self.corrections.changes() if self._relearned % several == 0 else ():
             _log.info("%s takes %.2f times as long as profiled", self._table.names[model], factor)
             self._table.correct(now, model, gpu_type, factor)
-        for gpu, margin in self.margins.changes(cap_ns):
+        self.slow.sweep()
+        for gpu, margin in self.margins.changes(cap_ns, self.slow):
             self._core.set_gpu_margin(gpu, margin)
 
     def relearn_types(self) -> None:
-        """Give the core the median margin of each type's GPUs."""
+        """Give the core the median margin of each type's GPUs, and see which are slow."""
         gpus = np.flatnonzero(self._owner >= 0)
         kinds = self._kind[gpus]
+        for gpu, factor in self.slow.judge(gpus, kinds):
+            if factor is None:
+                _log.info("GPU %d is as fast as the others of its type again", gpu)
+            else:
+                self._faults.count("slow-gpu", f"GPU {gpu} takes {factor:.2f} times as long as its type's")
         margins = self.margins.of(gpus)
         for kind in np.flatnonzero(np.bincount(kinds)).tolist():
             mine = margins[kinds == kind]

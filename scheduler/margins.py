@@ -13,11 +13,13 @@ from typing import Final
 import numpy as np
 
 from scheduler.recent import Ids, Recent
+from scheduler.slow import SlowGpus
 
 REMEMBERED: Final = 128
 """Completions per GPU behind a margin."""
 ENOUGH: Final = 16
 """Completions before a GPU has a margin at all."""
+SLOW_CAP: Final = 10
 SLICE: Final = 64
 """GPUs whose margins are worked out at a time: some 100 µs, in which no timer is served."""
 
@@ -38,14 +40,20 @@ class Margins:
         """How many calls of :meth:`changes` cover every GPU."""
         return self._overruns.sweeps(SLICE)
 
-    def changes(self, cap_ns: int) -> list[tuple[int, int]]:
-        """(GPU, margin in ns, at most ``cap_ns``) of the next slice's GPUs that have new completions."""
+    def changes(self, cap_ns: int, slow: SlowGpus | None = None) -> list[tuple[int, int]]:
+        """(GPU, margin in ns, at most ``cap_ns``) of the next slice's GPUs that have new completions.
+
+        The margins of GPUs that are ``slow`` may be :data:`SLOW_CAP` times as long.
+        """
         gpus = self._overruns.sweep(SLICE)
         if not gpus.size:
             return []
         high, count = self._overruns.percentile(gpus, 95)
         gpus, high = gpus[count >= ENOUGH], high[count >= ENOUGH]
-        margins = np.clip(high, 0, cap_ns)
+        caps = np.full(gpus.size, cap_ns)
+        if slow is not None:
+            caps[slow.are_slow(gpus)] *= SLOW_CAP
+        margins = np.clip(high, 0, caps)
         if gpus.size and gpus[-1] >= self._margins.size:
             more = max(int(gpus[-1]) + 1, 2 * self._margins.size) - self._margins.size
             self._margins = np.concatenate((self._margins, np.zeros(more, np.int64)))

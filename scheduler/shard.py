@@ -397,7 +397,9 @@ class Shard:
         self.core.set_margin(max(self.settings.margin_ns, learned))
         self.fleet.relearn_types()
         gpus = sum(len(worker.gpus) for worker in self.fleet.workers.values())
-        report = self.stats.report(self.clock.now(), self.core, self.table, gpus)
+        measured = self.fleet.corrections.measured
+        report = self.stats.report(self.clock.now(), self.core, self.table, gpus, measured)
+        report["slow_gpus"] = {str(gpu): round(x, 2) for gpu, x in sorted(self.fleet.slow.factors.items())}
         report["loop"] = self._phases.report()
         report["margin_us"] = self.core.margin / 1e3
         report["faults"] = dict(self.faults.counts)
