@@ -23,8 +23,8 @@ MAX_DEPTH: Final = 16
 
 OWN: Final = ("member", "model", "plan")
 """Topics that only the broker publishes."""
-MAPS: Final = ("stats", "event")
-"""Families whose bodies are maps: numbers of shards, facts from members."""
+MAPS: Final = ("stats", "event", "gpu")
+"""Families whose bodies are maps: numbers of shards, facts from members, what a worker's GPU tells."""
 
 Body = MemberEvent | ModelEvent | PlanEvent | ScaleDecision | Done | dict[str, Any]
 

@@ -8,9 +8,10 @@ while the connection is lost.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
+import msgpack
 import numpy as np
 import zmq
 
@@ -109,6 +110,11 @@ class Completions:
             self._sequence += 1
             body = columns.done(self._worker, self._sequence, ended, shard, offset_ns, status)
             self._encoded.append((ended.shards[shard], body))
+
+    def publish(self, topic: str, body: Mapping[str, Any]) -> None:
+        """A map for ops, on the control channel."""
+        if not send(self._ops, [topic.encode(), msgpack.packb(body)]):
+            self._faults.count("ops-full", topic)
 
     def flush(self, to_cluster: Callable[[int], int]) -> None:
         """Publish what has gathered.

@@ -42,6 +42,7 @@ from worker.holdings import Ready
 from worker.lifecycle import State
 from worker.record import announced, span
 from worker.runners import Runner
+from worker.telemetry import Watch
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Settings:
     subscribe: str
     host: str = "127.0.0.1"
     insecure: bool = False
+    device: str = "emulated"
     gpus: int = 1
     drain_s: float = 4.0
     """Longest time from the wish to stop to the end; what has not run by then is ``UNAVAILABLE``."""
@@ -99,6 +101,8 @@ class Worker:
         self._drain_since: int | None = None
         self._drain_ns = round(settings.drain_s * 1e9)
         self._cluster_due = 0
+        self._watch = Watch(settings.device)
+        self._told: dict[str, Any] = {}
 
     def stop(self) -> None:
         """Drain and end; a second call changes nothing."""
@@ -127,6 +131,7 @@ class Worker:
                     self._membership.leave()
             finally:
                 self.stopped_cleanly = self._runner.close()
+                self._watch.close()
                 self._waiter.close()
                 os.close(self._stop_fd)
                 os.close(self._stop_write)
@@ -137,6 +142,7 @@ class Worker:
     def _identify(self) -> None:
         """Open the device: only then it is known what kind of GPU joins the cluster."""
         self._runner.start()
+        self._watch.start()
         while not self._runner.gpu_type and not self._stopping:
             self._waiter.wait()
             self._runner.ready()  # raises if there is no such device
@@ -192,6 +198,9 @@ class Worker:
         now = time.monotonic_ns()
         if now >= self._cluster_due:
             self._membership.set_stats(self._stats())
+            if self._watch.latest is not self._told and not self._watch.latest.get("absent"):
+                self._completions.publish(f"gpu.{self._settings.id}", self._watch.latest)
+            self._told = self._watch.latest
         elif not any(sock in ready for sock in self._membership.sockets):
             return
         for event in self._membership.step(now):
@@ -270,7 +279,8 @@ class Worker:
 
     def _stats(self) -> dict[str, Any]:
         faults = dict(self.faults.counts.most_common(20))
-        return {**self._counts, "outstanding": self._left(), "faults": faults}
+        stats = {**self._counts, "outstanding": self._left(), "faults": faults}
+        return stats if self._settings.device == "emulated" else {**stats, "gpu": self._watch.latest}
 
     # -- batches ---------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from symphony.status import SymphonyError
 
 _log = logging.getLogger(__name__)
 
+INTERVAL_S: Final = 1.0
 THROTTLE_REASONS: Final = {
     "nvmlClocksThrottleReasonGpuIdle": "idle",
     "nvmlClocksThrottleReasonApplicationsClocksSetting": "applications-clocks",
@@ -139,6 +141,43 @@ class Telemetry:
             return None  # this GPU does not tell
         except AttributeError as error:
             raise SymphonyError(f"this pynvml is not nvidia-ml-py: {error}") from None
+
+
+class Watch:
+    """Reads a GPU once a second in a thread of its own: some of NVML's questions take milliseconds.
+
+    Args:
+        device: as the configuration calls it; an emulated one is no GPU that could be asked.
+        telemetry: by default :class:`Telemetry` of the device.
+    """
+
+    def __init__(self, device: str, telemetry: Telemetry | None = None) -> None:
+        self._telemetry = telemetry or Telemetry(device)
+        self.latest: dict[str, Any] = self._telemetry.read() if self._telemetry.absent else {"v": 1}
+        """What was read last; always another object."""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
+
+    def start(self) -> None:
+        """Begin, if there is something to read."""
+        if self._telemetry.absent is None:
+            self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.latest = self._telemetry.read()
+            except SymphonyError as error:
+                self.latest = {"v": 1, "absent": str(error)}
+                break
+            self._stop.wait(INTERVAL_S)
+        self._telemetry.close()
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """End the thread."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
 
 
 def _text(value: Any) -> str:

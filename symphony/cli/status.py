@@ -108,8 +108,28 @@ def _what(member: Member) -> str:
     if member.role == "frontend":
         return f"slot {member.slot}"
     if member.role == "worker":
-        return f"{_gpus(member.gpus)} for {member.shard or 'no shard'}"
+        telemetry = _telemetry(member.stats.get("gpu"))
+        return f"{_gpus(member.gpus)} for {member.shard or 'no shard'}{telemetry}"
     return ", ".join(f"{link} {endpoint}" for link, endpoint in member.endpoints.items())
+
+
+def _telemetry(read: Any) -> str:
+    """`` (87 % busy, 3072 of 81920 MB, 61 °C …)`` or why there is none; empty for emulated devices."""
+    if not isinstance(read, dict):
+        return ""
+    if read.get("absent"):
+        return f" (no telemetry: {read['absent']})"
+    share = read.get("utilization")
+    said = [] if share is None else [f"{share:.0%} busy"]
+    if read.get("memory_total_mb"):
+        said.append(f"{read.get('memory_used_mb')} of {read['memory_total_mb']} MB")
+    units = {"temperature_c": "°C", "power_w": "W", "sm_mhz": "MHz"}
+    said += [f"{read[key]:.0f} {unit}" for key, unit in units.items() if read.get(key) is not None]
+    slowed = [reason for reason in read.get("throttle") or [] if reason != "idle"]
+    said += [f"throttled: {', '.join(slowed)}"] if slowed else []
+    errors = read.get("ecc_uncorrected")
+    said += [f"{errors} uncorrected ECC errors"] if errors else []
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _gpus(gpus: list[GpuInfo]) -> str:

@@ -64,6 +64,7 @@ def command(path: Path | None, worker_id: str | None, models: tuple[str, ...], *
         subscribe=options["subscribe"] or config.subscribe,
         host=options["host"] or config.cluster.host,
         insecure=options["insecure"] or config.cluster.insecure,
+        device=entry.device,
         gpus=entry.gpus,
         drain_s=options["drain_s"],
     )

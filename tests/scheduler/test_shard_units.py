@@ -108,10 +108,11 @@ def test_counters_by_model() -> None:
     report = stats.report(200, core, table, 2)
     assert report["models"]["a"] == {
         "offered": 1, "good": 0, "late": 0, "dropped": 0, "queued": 0, "batches": 0, "mean_batch": None,
-            "measured_over_profiled": None,
+        "measured_over_profiled": None,
     }  # fmt: skip
     assert report["models"]["b"] == {
         "offered": 2, "good": 2, "late": 3, "dropped": 1, "queued": 0, "batches": 2, "mean_batch": 2.5,
+        "measured_over_profiled": None,
     }  # fmt: skip
     assert (report["v"], report["at"], report["gpus"]) == (1, 200, 2)
 

@@ -6,10 +6,14 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+import msgpack
 import pytest
+from helpers import wait_until
 
+from symphony.cli.status import _telemetry
 from symphony.status import SymphonyError
-from worker.telemetry import Telemetry
+from symphony.topics import decode_body
+from worker.telemetry import Telemetry, Watch
 
 
 class NVMLError(Exception):
@@ -128,3 +132,32 @@ def test_without_the_package_or_with_another_one(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delattr(FakeNvml, "nvmlDeviceGetName")
     with pytest.raises(SymphonyError, match="this pynvml is not nvidia-ml-py"):
         Telemetry("cuda:0", nvml).read()
+
+
+def test_a_watch_reads_in_its_thread_and_ends() -> None:
+    nvml = FakeNvml()
+    watch = Watch("cuda:0", Telemetry("cuda:0", nvml))
+    assert watch.latest == {"v": 1}
+    watch.start()
+    assert wait_until(lambda: watch.latest.get("power_w")) == 312.5
+    watch.close()
+    assert nvml.open == 0
+    absent = Watch("cpu")
+    absent.start()
+    assert absent.latest["absent"] == "device cpu is no NVIDIA GPU"
+    absent.close()
+
+
+def test_status_says_what_was_read_or_why_not() -> None:
+    said = _telemetry(Telemetry("cuda:0", FakeNvml()).read())
+    assert said == (
+        " (87% busy, 3072 of 81920 MB, 61 °C, 312 W, 1410 MHz, throttled: sw-power-cap, hw-thermal, "
+        "1 uncorrected ECC errors)"
+    )
+    assert _telemetry({"v": 1, "absent": "no driver"}) == " (no telemetry: no driver)"
+    assert (_telemetry(None), _telemetry({"v": 1})) == ("", "")
+
+
+def test_what_is_published_is_what_the_broker_lets_through() -> None:
+    body = Telemetry("cuda:0", FakeNvml()).read()
+    assert decode_body("gpu", "worker-0", msgpack.packb(body)) == body
