@@ -204,7 +204,8 @@ def run_system(
     run = _Run(experiment, cluster, system)
     tick = _ns(experiment.coalesce_us)
     at, model, deadline = arrivals.at.tolist(), arrivals.model.tolist(), arrivals.deadline.tolist()
-    first = int(np.searchsorted(arrivals.at, START_NS + int(experiment.warmup * 1e9)))
+    early = np.flatnonzero(arrivals.at < START_NS + int(experiment.warmup * 1e9))
+    first = int(early[-1]) + 1 if len(early) else 0
     for i, arrived in enumerate(at):
         if most_dropped is not None and not i & 0xFF and run.lost_since(first) > most_dropped:
             break

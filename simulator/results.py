@@ -7,6 +7,7 @@ it up; bad = late + dropped. Latency is that of requests that got a result, late
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,11 @@ class Outcomes:
 def outcomes(experiment: Experiment, arrivals: Arrivals, record: Record) -> Outcomes:
     """Match the batches with the arrivals; a request that ran twice has its first result."""
     answered = np.full(len(arrivals.at), NEVER, dtype=np.int64)
-    np.minimum.at(answered, record.request, np.repeat(record.answered, record.size))
+    ends = np.repeat(record.answered, record.size)
+    answered[record.request] = ends
+    if (answered[record.request] != ends).any():  # some request was in two batches
+        answered[:] = NEVER
+        np.minimum.at(answered, record.request, ends)
     has = answered < NEVER
     latency = np.where(has, answered - arrivals.at, -1)
     counted = arrivals.at >= START_NS + int(experiment.warmup * SECOND)
@@ -55,18 +60,31 @@ def summarize(
     span = (finish - begin) / SECOND
     inside = np.clip(record.end, begin, finish) - np.clip(record.start, begin, finish)
     gpus = len(cluster.gpu_type)
-    total = _part(out, slice(None), span)
-    total |= _batches(record, slice(None), begin, finish, arrivals, inside, gpus, span)
+    oldest = _oldest(record, arrivals)
+    begins = (record.start >= begin) & (record.start < finish)
+    used_in = _pairs(record, begin, begins)
+    seconds = max(1, -(-(finish - begin) // SECOND))
+
+    def part(requests: Any, batches: Any, pairs: Ints) -> dict[str, Any]:
+        used = np.bincount(pairs, minlength=seconds)
+        return (
+            _part(out, requests, span)
+            | _batches(record, batches, begins, oldest, inside, gpus, span)
+            | {"gpus_used_mean": float(used.mean())}
+        )
+
+    total = part(slice(None), slice(None), np.unique(used_in) >> 32)
     total["fluid_ideal_rps"] = fluid_rps
-    total["gpus_used_mean"], used = _in_use(record, begin, finish)
+    used = [int(x) for x in np.bincount(np.unique(used_in) >> 32, minlength=seconds)]
     busy = _over_time(record, begin, finish)
     models: dict[str, Any] = {}
-    for number, spec in enumerate(cluster.models):
-        part = _part(out, arrivals.model == number, span)
-        mine = record.model == number
-        part |= _batches(record, mine, begin, finish, arrivals, inside, gpus, span)
-        part["gpus_used_mean"] = _in_use(record, begin, finish, mine)[0]
-        models[spec.name] = part
+    place = np.cumsum(begins)  # of a batch among those that begin in time, from 1
+    number = len(cluster.models)
+    by_request, by_batch = _groups(arrivals.model, number), _groups(record.model, number)
+    for i, spec in enumerate(cluster.models):
+        mine = by_batch[i]
+        pairs = np.unique(used_in[place[mine[begins[mine]]] - 1]) >> 32
+        models[spec.name] = part(by_request[i], mine, pairs)
     total |= {
         "seconds_simulated": experiment.seconds,
         "wall_s": record.wall_s,
@@ -101,32 +119,36 @@ def _percentiles(values: Ints, which: dict[str, float]) -> dict[str, float | Non
     """In ms; None without values."""
     if not len(values):
         return dict.fromkeys(which)
-    found = np.percentile(values, list(which.values()), method="higher")
-    return {name: float(x) / 1e6 for name, x in zip(which, found, strict=True)}
+    places = [math.ceil(share / 100 * (len(values) - 1)) for share in which.values()]
+    found = np.partition(values, places)
+    return {name: float(found[place]) / 1e6 for name, place in zip(which, places, strict=True)}
+
+
+def _groups(model: npt.NDArray[Any], number: int) -> list[Ints]:
+    """Per model the positions at which it stands, rising."""
+    small = model.astype(np.uint16) if number <= 1 << 16 else model  # 16 bits are sorted by radix
+    order = np.argsort(small, kind="stable")
+    return np.split(order, np.searchsorted(small[order], np.arange(1, number)))
+
+
+def _oldest(record: Record, arrivals: Arrivals) -> Ints:
+    """When the first request of each batch had arrived."""
+    if not len(record.size):
+        return np.empty(0, np.int64)
+    first = np.cumsum(record.size) - record.size
+    return np.asarray(np.minimum.reduceat(arrivals.at[record.request], first))
 
 
 def _batches(
-    record: Record,
-    which: Any,
-    begin: int,
-    finish: int,
-    arrivals: Arrivals,
-    inside: Ints,
-    gpus: int,
-    span: float,
+    record: Record, which: Any, begins: Any, oldest: Ints, inside: Ints, gpus: int, span: float
 ) -> dict[str, Any]:
-    """Sizes, waits and GPU time of some of the batches; a wait is from the batch's first arrival."""
-    start, size = record.start[which], record.size[which]
-    ran = record.answered[which] < NEVER
-    during = (start >= begin) & (start < finish)
-    sizes = size[during & ran]
-    first = np.cumsum(record.size) - record.size
-    oldest = (
-        np.minimum.reduceat(arrivals.at[record.request], first)[which]
-        if len(first)
-        else np.empty(0, np.int64)
-    )
-    waits = (start - oldest)[during & ran]
+    """Sizes, waits and GPU time of some of the batches; a wait is from the batch's first arrival.
+
+    begins: batches that start in the time that counts. inside: ns of each in that time.
+    """
+    ran, during = record.answered[which] < NEVER, begins[which]
+    sizes = record.size[which][during & ran]
+    waits = (record.start[which] - oldest[which])[during & ran]
     values, counts = np.unique(sizes, return_counts=True)
     return {
         "batches": len(sizes),
@@ -157,14 +179,7 @@ def _sum_below(times: Ints, edges: Ints) -> Ints:
     return np.asarray(total[n] + (len(times) - n) * (edges - base))
 
 
-def _in_use(record: Record, begin: int, finish: int, which: Any = None) -> tuple[float, list[int]]:
-    """GPUs that started a batch, per whole second (the last one may be shorter), and their mean."""
-    start, gpu = record.start, record.gpu
-    if which is not None:
-        start, gpu = start[which], gpu[which]
-    during = (start >= begin) & (start < finish)
-    seconds = (start[during] - begin) // SECOND
-    n = max(1, -(-(finish - begin) // SECOND))
-    pairs = np.unique(seconds << 32 | gpu[during])
-    counts = np.bincount(pairs >> 32, minlength=n)
-    return float(counts.mean()), [int(x) for x in counts]
+def _pairs(record: Record, begin: int, begins: Any) -> Ints:
+    """Per batch that starts in the time that counts: its whole second (the last one may be shorter)
+    in the upper half, its GPU in the lower."""
+    return np.asarray((record.start[begins] - begin) // SECOND << 32 | record.gpu[begins])

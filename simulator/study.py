@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .arrivals import check_arrivals
 from .engine import check_policy, cluster_of
 from .experiment import Experiment, ExperimentError, explain, parse_experiment, read_yaml, set_key
 from .fluid import fluid_scale
@@ -90,6 +91,7 @@ def load_study(path: Path, settings: Mapping[str, str] | None = None) -> tuple[S
         raise ExperimentError(f"{path}: study: {explain(error)}") from None
     points = list(_points(path, content, study))
     for point in points:
+        check_arrivals(point.experiment)
         for policy in study.compare:
             check_policy(policy, cluster_of(point.experiment))
     return study, points

@@ -37,3 +37,13 @@ def test_the_core_serves_nearly_everything_below_the_fluid_ideal() -> None:
     assert found.requests > 10_000
     assert found.bad_share < 0.01
     assert found.mean_batch > 16
+
+
+def test_simulate_prints_one_json_object() -> None:
+    sizes = ["--models", "2", "--gpus", "16", "--rate", "8000", "--seconds", "0.2"]
+    result = CliRunner().invoke(command, ["simulate", *sizes, "--json", "-"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["large"]["requests"] > 1000
+    assert found["large"]["bad_share"] < 0.01
+    assert 0.8 < found["cell"]["goodput_rps"] / found["cell"]["ideal_rps"] < 1

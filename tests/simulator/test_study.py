@@ -80,6 +80,10 @@ def test_a_metric_is_the_mean_over_the_seeds(path: Path) -> None:
         ({"study.compare": "[]"}, "study: compare"),
         ({"study.what": "1"}, "study: what: unknown key"),
         ({"study.sweep": "{models.slo_ms: [50, 3]}"}, r"\(case near, models.slo_ms 3\).*can never be served"),
+        (
+            {"study.sweep": "{models.arrivals: [poisson, 'trace:none'], models.rate: [1]}"},
+            "cannot read the tr",
+        ),
         ({"study.sweep": "{slo_factor: [0.5]}"}, "slo_factor 0.5: expected 1 or more"),
         ({"study.sweep": "{load: [0]}"}, "load 0: expected a share"),
     ],
