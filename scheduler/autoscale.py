@@ -13,8 +13,9 @@ Rules, in the order in which they are tried; ``docs/autoscaling.md`` derives the
    utilization without them stays at most ``down``.
 
 What is asked for counts as capacity from then on, so that nothing is asked for twice. ``target`` and
-``down`` lie below ``up``, and measurements must pass a threshold by twice their standard error, so that a
-constant load, however it scatters, brings no second decision.
+``down`` lie below ``up``, measurements must pass a threshold by three standard errors, and a load under which
+no GPU could go is not looked at again until it has fallen: a constant load, however it scatters, brings no
+second decision.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ __all__ = ["Decision", "State", "adopt", "decide", "refuse"]
 
 LEAST_USABLE: Final = 0.3
 """However bad the service is: below this share of the fluid capacity, GPUs are not what is missing."""
+SETTLED: Final = 0.02
+"""A load within this share of the one under which no GPU could go is not looked at again."""
 FORGET: Final = 0.25
 """What was learned under a load counts half once the load has moved by this share."""
 
@@ -75,9 +78,10 @@ class _Rules:
         self.fast = scale * found.fast
         self.fast_error = SURE * scale * found.fast_error
         self.ahead = self.fast + min(max(0.0, scale * ahead), MOST_AHEAD * self.fast)
-        self.most = max(
-            scale * (found.need + SURE * found.need_error), self.fast + self.fast_error, self.ahead
-        )
+        now = self.fast + self.fast_error
+        whole = scale * (found.need + SURE * found.need_error)
+        # On a falling line the window's mean is the past.
+        self.most = max(now, self.ahead) if found.slope < 0 else max(now, self.ahead, whole)
 
     def decide(self) -> tuple[Decision, State]:
         """The first rule that has something to say."""
@@ -102,7 +106,7 @@ class _Rules:
 
     def _need(self) -> Decision | None:
         up = self.settings.up * self.state.usable
-        capacity = self.found.capacity(self.requested)
+        capacity = self.found.capacity(self._coming())
         now = self.fast - self.fast_error > up * capacity
         soon = self.ahead - self.fast_error > up * capacity
         if (
@@ -113,7 +117,7 @@ class _Rules:
             return None
         wanted = self._enough(max(self.fast, self.ahead))
         self.planned = self._enough(max(self.fast, self.ahead), limited=False)
-        if wanted == self.requested:
+        if wanted == self._coming():
             return None
         when = "is" if now else f"will be in {self.settings.startup_s:g} s"
         need = self.fast if now else self.ahead
@@ -152,13 +156,17 @@ class _Rules:
         return None
 
     def _idle(self) -> Decision | None:
-        if (
-            not self._cool(self.state.changed_at, self.settings.cooldown_down_s)
-            or self.observed != self.requested
-        ):
+        bad = max(self.found.bad, self.found.bad_fast) > self.settings.bad
+        settled = self.found.steady and self.observed == self.requested
+        if bad or not settled or not self._cool(self.state.changed_at, self.settings.cooldown_down_s):
             return None
+        need, error = self.found.need, 2 * SURE * self.found.need_error
+        if self.state.settled_need and need > (1 - SETTLED) * self.state.settled_need - error:
+            return None  # it has been looked at under this load
         leaving = self._leaving(len(self.found.idle))
         if not leaving:
+            if self.found.complete:
+                self.state = replace(self.state, settled_need=need)
             return None
         numbers = f"{len(leaving)} GPUs" if len(leaving) > 1 else f"GPU {leaving[0]}"
         return self._drain(leaving, f"{numbers} idle for {self.settings.window_s:g} s")
@@ -204,15 +212,19 @@ class _Rules:
     def _at_least_minimum(self, counts: Mapping[str, int]) -> dict[str, int]:
         wanted = dict(counts)
         for limits in self.settings.types:
-            wanted[limits.type] = max(wanted.get(limits.type, 0), limits.min)
+            if wanted.get(limits.type, 0) < limits.min:
+                wanted[limits.type] = limits.min
         return self._add(wanted, lambda counts: sum(counts.values()) < self.settings.min)
+
+    def _coming(self) -> dict[str, int]:
+        """By type what is there or was asked for, whichever is more."""
+        kinds = {*self.requested, *self.observed}
+        return {kind: max(self.requested.get(kind, 0), self.observed.get(kind, 0)) for kind in kinds}
 
     def _enough(self, need: float, limited: bool = True) -> dict[str, int]:
         """As many more GPUs as bring the utilization to the target, within the limits or without them."""
         room = self.settings.target * self.state.usable
-        return self._add(
-            dict(self.requested), lambda counts: need > room * self.found.capacity(counts), limited
-        )
+        return self._add(self._coming(), lambda counts: need > room * self.found.capacity(counts), limited)
 
     def _add(
         self, counts: dict[str, int], more: Callable[[Mapping[str, int]], bool], limited: bool = True
@@ -279,6 +291,7 @@ class _Rules:
             up_at=self.now if kind == "up" else self.state.up_at,
             attempt=1,
             refused=False,
+            settled_need=0.0,
             sequence=self.state.sequence + 1,
         )
         return self._decision(kind, reason, drain)

@@ -15,6 +15,7 @@ class State:
     changed_at: last decision for more or fewer; up_at: for more. attempt: how often the present request was
     made. usable: share of the fluid capacity that can be used, as learned under ``learned_need``.
     calibration: GPUs' time that was used per GPU of fluid need while the service was good; at most 1.
+    settled_need: the need at which the last look for GPUs to take away found none.
     """
 
     requested: Mapping[str, int] | None = None
@@ -27,6 +28,7 @@ class State:
     usable: float = 1.0
     learned_need: float = 0.0
     calibration: float = 1.0
+    settled_need: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,15 @@ class Decision:
 
 def adopt(state: State, counts: Mapping[str, int], now: int) -> State:
     """Somebody else gave the sub-cluster so many GPUs by type (an epoch's plan): nothing of it is missing."""
-    return replace(state, requested=dict(counts), asked_at=now, changed_at=now, attempt=1, refused=False)
+    return replace(
+        state,
+        requested=dict(counts),
+        asked_at=now,
+        changed_at=now,
+        attempt=1,
+        refused=False,
+        settled_need=0.0,
+    )
 
 
 def refuse(state: State) -> State:

@@ -15,8 +15,10 @@ from itertools import pairwise
 from typing import Final
 
 SECOND: Final = 1_000_000_000
-SURE: Final = 2.0
+SURE: Final = 3.0
 """Standard errors that a measurement must be beyond a threshold to count."""
+SURE_SLOPE: Final = 5.0
+"""The same for a slope: it is looked for every second, so chance has many tries."""
 STRAIGHT: Final = 0.85
 """Share of the variance that a straight line must explain to be taken for a trend."""
 MOST_AHEAD: Final = 0.5
@@ -156,7 +158,7 @@ def weigh(window: Sequence[Sample], window_s: float, fast_s: float, idle_share: 
         need_error=spread / math.sqrt(len(needs)),
         fast=_mean(last),
         fast_error=spread / math.sqrt(len(last)),
-        slope=_slope(samples, needs, fast_s),
+        slope=_slope(samples, needs, fast_s, spread),
         bad=_bad(samples),
         bad_fast=_bad(recent),
         carried=_mean([sum(sample.busy.values()) for sample in samples]),
@@ -185,22 +187,28 @@ def _speeds(samples: Sequence[Sample]) -> tuple[str, dict[str, float]]:
     return reference, speed
 
 
-def _slope(samples: Sequence[Sample], needs: Sequence[float], block_s: float) -> float:
-    """GPUs per second of the line through the means of blocks, where those lie on a line."""
+def _slope(samples: Sequence[Sample], needs: Sequence[float], block_s: float, spread: float) -> float:
+    """GPUs per second of the line that the means of blocks lie on; 0 if they lie on none.
+
+    The median of the steps from block to block: a load that jumps once within the window has no slope.
+    """
     blocks: dict[int, list[float]] = {}
     for sample, need in zip(samples, needs, strict=True):
         blocks.setdefault(int((samples[-1].at - sample.at) // (block_s * SECOND)), []).append(need)
-    if len(blocks) < 4:
+    whole = sorted(block for block, values in blocks.items() if len(values) == len(blocks[0]))
+    x = [-block * block_s for block in whole]
+    y = [_mean(blocks[block]) for block in whole]
+    if len(y) < 6:
         return 0.0
-    x = [-block * block_s for block in blocks]
-    y = [_mean(values) for values in blocks.values()]
     mx, my = _mean(x), _mean(y)
     vx = sum((a - mx) ** 2 for a in x)
     vy = sum((b - my) ** 2 for b in y)
     cov = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True))
     if vy <= 0 or cov * cov < STRAIGHT * vx * vy:
         return 0.0
-    return cov / vx
+    if abs(cov) < SURE_SLOPE * spread / math.sqrt(len(blocks[0])) * math.sqrt(vx):
+        return 0.0
+    return sorted(b - a for a, b in pairwise(reversed(y)))[(len(y) - 1) // 2] / block_s
 
 
 def _idle(samples: Sequence[Sample], recent: Sequence[Sample], share: float) -> list[int]:

@@ -23,6 +23,7 @@ from scheduler.core.replay import Replay
 from scheduler.select import core_class, replay_class
 
 from .arrivals import START_NS, Arrivals, copy_rates, group_rate
+from .autoscaling import Scaling
 from .baselines import BASELINES, make_baseline
 from .experiment import Experiment, ExperimentError, Network
 from .system import NEVER, Cluster, ModelSpec, Sent, System
@@ -45,6 +46,7 @@ class Record:
     results are at the frontend; NEVER for a batch that was killed or discarded). ``request``: position
     in the arrivals of every request of every batch, in turn. ``dropped``: positions of the requests
     that the scheduler gave up. ``events``: of the clock. ``wall_s``: it took.
+    ``scaling``: with an autoscaler, what it did.
     """
 
     model: Ints
@@ -58,6 +60,7 @@ class Record:
     dropped: Ints
     events: int
     wall_s: float
+    scaling: Scaling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +151,11 @@ def run_core(
     for i in range(0, len(keys), CHUNK):
         piece = slice(i, i + CHUNK)
         replay.run(arrivals.at[piece], arrivals.model[piece], arrivals.deadline[piece], keys[piece])
-        parts.append(_columns(replay))
+        parts.append(take_columns(replay))
         if progress is not None:
             progress(float(arrivals.at[piece][-1] - START_NS) / 1e9 / experiment.seconds)
     replay.finish()
-    parts.append(_columns(replay))
+    parts.append(take_columns(replay))
     wall = time.perf_counter() - clock
     model, gpu, size, decided, start, end, request, dropped = (
         np.concatenate(column) for column in zip(*parts, strict=True)
@@ -162,7 +165,7 @@ def run_core(
     return Record(model, gpu, size, decided, start, end, answered, request, dropped, replay.events, wall)
 
 
-def _columns(replay: Replay) -> tuple[Ints, ...]:
+def take_columns(replay: Replay) -> tuple[Ints, ...]:
     """Copies of what has come out since the last look, which is then forgotten."""
     out = replay.core.actions.dispatches()
     lost = replay.core.actions.drops()
@@ -354,6 +357,12 @@ def simulate(
     """
     cluster = cluster_of(experiment, scale)
     system = make_baseline(policy, cluster)
+    if experiment.autoscale is not None:
+        if system is not None:
+            raise ExperimentError(f"autoscale needs a policy of the core, not the baseline {policy}")
+        from .elastic import run_elastic  # it is built on this module
+
+        return run_elastic(experiment, cluster, policy, arrivals, progress)
     if system is not None:
         return run_system(experiment, cluster, system, arrivals, progress, most_dropped)
     return run_core(experiment, cluster, policy, arrivals, progress)

@@ -26,6 +26,7 @@ from pydantic import (
 from symphony.profile import Profile, ProfileError
 from symphony.status import SymphonyError
 
+from .autoscaling import Autoscaling
 from .zoo import zoo_row
 
 MS = 1_000_000
@@ -174,7 +175,7 @@ class Experiment(_Strict):
     margin_us: kept free before every deadline. coalesce_us: arrivals reach the scheduler together at
     the ends of intervals of that length (0: each at its own time). noise: standard deviation of a
     batch's length as a share of its profile's. warmup_s: arrivals before are simulated and not
-    counted; a tenth of ``seconds``, at most 5, if not given.
+    counted; a tenth of ``seconds``, at most 5, if not given. autoscale: who changes the number of GPUs.
     """
 
     models: tuple[ModelGroup, ...] = Field(min_length=1)
@@ -188,6 +189,7 @@ class Experiment(_Strict):
     warmup_s: float | None = Field(default=None, ge=0)
     seed: int = Field(default=1, ge=0)
     policy: str = "deferred"
+    autoscale: Autoscaling | None = None
     kind: Literal["symphony-experiment-1"] = "symphony-experiment-1"
     base: Path = Field(default=Path("."), exclude=True)
 
@@ -258,6 +260,8 @@ class Experiment(_Strict):
             ExperimentError: a profile is missing or bad, or an objective cannot be met even by a
                 single request on an idle GPU of any type.
         """
+        if self.autoscale is not None:
+            self._check_autoscale(self.autoscale)
         net = self.network
         around = net.control_us + net.data_us + net.result_us
         for group in self.models:
@@ -269,6 +273,15 @@ class Experiment(_Strict):
                     f"model {group.name} can never be served: its SLO is {group.slo_ms:g} ms, but a single "
                     f"request takes {alone:g} ms{network}: {need - group.slo_ms:.3g} ms too much"
                 )
+
+    def _check_autoscale(self, settings: Autoscaling) -> None:
+        if not settings.min <= self.gpu_count <= settings.max:
+            raise ExperimentError(
+                f"gpus: {self.gpu_count} at the start: expected {settings.min} … {settings.max}, "
+                "the limits of autoscale"
+            )
+        if len(self.gpu_types) > 1 and settings.policy in ("queue", "utilization"):
+            raise ExperimentError(f"autoscale.policy: {settings.policy} knows one GPU type only")
 
 
 def _positive(text: str) -> bool:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from .arrivals import START_NS, Arrivals
 from .engine import Ints, Record
 from .experiment import Experiment
+from .scaling_results import summarize_scaling
 from .system import NEVER, Cluster
 
 SECOND = 1_000_000_000
@@ -59,7 +60,8 @@ def summarize(
     finish = START_NS + int(experiment.seconds * SECOND)
     span = (finish - begin) / SECOND
     inside = np.clip(record.end, begin, finish) - np.clip(record.start, begin, finish)
-    gpus = len(cluster.gpu_type)
+    scaling = None if record.scaling is None else summarize_scaling(experiment, arrivals, out, record.scaling)
+    gpus = len(cluster.gpu_type) if scaling is None else scaling["gpus_mean"]
     oldest = _oldest(record, arrivals)
     begins = (record.start >= begin) & (record.start < finish)
     used_in = _pairs(record, begin, begins)
@@ -93,6 +95,8 @@ def summarize(
         "events_per_wall_s": record.events / record.wall_s,
     }
     head = {"policy": policy, "seed": experiment.seed, "gpus": gpus}
+    if scaling is not None:
+        total |= {"fluid_ideal_rps": None, "scaling": scaling}
     return head | total | {"over_time": {"gpus_busy": busy, "gpus_used": used}, "models": models}
 
 
@@ -140,7 +144,7 @@ def _oldest(record: Record, arrivals: Arrivals) -> Ints:
 
 
 def _batches(
-    record: Record, which: Any, begins: Any, oldest: Ints, inside: Ints, gpus: int, span: float
+    record: Record, which: Any, begins: Any, oldest: Ints, inside: Ints, gpus: float, span: float
 ) -> dict[str, Any]:
     """Sizes, waits and GPU time of some of the batches; a wait is from the batch's first arrival.
 

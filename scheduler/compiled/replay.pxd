@@ -37,6 +37,7 @@ cdef class Replay:
         k="const unsigned long long[:]", now="long long", i="long long", j="long long", core=Core,
     )
     cpdef run(self, at, model, deadline, key)
+    cpdef until(self, long long now)
     cpdef finish(self)
     @cython.locals(core=Core, timer="long long", now="long long")
     cdef _until(self, long long limit)

@@ -113,6 +113,16 @@ class Replay:
             if core.actions.dispatched > self.seen:
                 self._execute(now)
 
+    def until(self, now: int) -> None:
+        """Do everything that is due before ``now``, and carry out what the core has decided at ``now``.
+
+        Called before and after the core is told at ``now`` of something that is no arrival: a GPU that
+        joins, drains or leaves.
+        """
+        self._until(now)
+        if self.core.actions.dispatched > self.seen:
+            self._execute(now)
+
     def finish(self) -> None:
         """No more arrivals: go on until nothing is queued and everything has come back."""
         self._until(NEVER)

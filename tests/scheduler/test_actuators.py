@@ -120,7 +120,7 @@ def test_a_command_that_does_not_exist(made: list[CommandActuator], tmp_path: Pa
 
 def test_the_same_request_runs_once_and_the_newest_waits(made: list[CommandActuator], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "gate")
-    argv = script(tmp_path, 'cat "$1/gate" > "$1/unused"\ncat >> "$1/log"\necho >> "$1/log"\n')
+    argv = script(tmp_path, 'cat "$1/gate" > "$1/unused"\ncat > "$1/log.$$"\n')
     made.append(CommandActuator(argv))
     now = time.monotonic_ns()
     for number in (1, 1, 2, 3, 3):
@@ -133,9 +133,10 @@ def test_the_same_request_runs_once_and_the_newest_waits(made: list[CommandActua
         _open_gate(tmp_path / "gate")
         found += made[-1].poll(time.monotonic_ns())
     assert {outcome.key for outcome in found if outcome.accepted} == {"k1", "k3", "other"}
-    keys = [json.loads(line)["request"] for line in (tmp_path / "log").read_text().splitlines()]
+    keys = [json.loads(file.read_text())["request"] for file in tmp_path.glob("log.*")]
     assert sorted(keys) == ["k1", "k3", "other"]
-    assert keys.index("k1") < keys.index("k3")
+    order = [outcome.key for outcome in found]
+    assert order.index("k1") < order.index("k3")
     made[-1].submit(Request("k1", "shard-0", {"a": 1}), now)
     assert [outcome.detail for outcome in made[-1].poll(now)] == ["asked before"]
 
