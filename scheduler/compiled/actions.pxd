@@ -12,10 +12,11 @@ cdef class Actions:
     cdef public long long[::1] exec_at
     cdef public long long[::1] finish_at
     cdef public unsigned long long[::1] key
-    cdef public long long[::1] deadline
+    cdef public unsigned long long[::1] deadline
     cdef public unsigned long long[::1] drop_key
     cdef public long long[::1] drop_model
-    cdef public long long[::1] drop_deadline
+    cdef public unsigned long long[::1] drop_deadline
+    cdef public long long[::1] drop_due
     cdef public long long[::1] drop_reason
 
     cdef public tuple batch_views

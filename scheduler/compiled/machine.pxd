@@ -5,6 +5,7 @@ from scheduler.compiled.models cimport Models
 from scheduler.compiled.queues cimport Queues
 from scheduler.compiled.window cimport Window
 
+cdef bint PLAIN
 cdef long long PRIORITIES
 cdef long long LONGEST
 cdef long long LIVE
@@ -43,6 +44,7 @@ cdef class Core(Window):
         ident="unsigned long long", rank="long long", slot="long long", fresh=bint,
     )
     cpdef submit(self, long long now, model, deadline, key, priority=*, bint again=*)
+    @cython.locals(lane="long long", row="long long")
     cpdef arrive(self, long long now, long long model, long long deadline, unsigned long long key)
     @cython.locals(slot="long long")
     cdef long long _admit(self, long long now, long long which, long long due, unsigned long long ident, long long rank, bint fresh) except -2

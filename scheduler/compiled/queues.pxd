@@ -1,5 +1,6 @@
 cimport cython
 
+cdef bint PLAIN
 cdef long long SMALLEST_RING
 cdef long long LARGE_RING
 cdef long long FIELDS
@@ -25,6 +26,7 @@ cdef class Queues:
     cpdef void push(self, long long lane, long long deadline, unsigned long long key) except *
     cpdef void pop(self, long long lane, long long n) except *
     cpdef long long at(self, long long lane, long long i) noexcept
-    cpdef void copy(self, long long lane, long long n, unsigned long long[::1] key, long long[::1] deadline, long long to) noexcept
+    @cython.locals(slot="long long", i="long long", head="long long", mask="long long", base="long long")
+    cpdef void copy(self, long long lane, long long n, unsigned long long[::1] key, unsigned long long[::1] deadline, long long to) noexcept
     @cython.locals(start="long long", i="long long", at="long long", to="long long")
     cdef _move(self, long long lane, long long size)

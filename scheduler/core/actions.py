@@ -40,6 +40,7 @@ class Drops(NamedTuple):
 class Actions:
     """What has come out since the last :meth:`clear`.
 
+    ``drop_due`` is ``drop_deadline`` as signed numbers, since what is refused may be negative.
     ``batch_views``, ``request_views`` and ``drop_views`` show the whole columns; they are made when the
     columns grow, so that handing out what is in them is a slice each.
     """
@@ -56,10 +57,10 @@ class Actions:
         self.exec_at = array("q")
         self.finish_at = array("q")
         self.key = array("Q")
-        self.deadline = array("q")
+        self.deadline = array("Q")
         self.drop_key = array("Q")
         self.drop_model = array("q")
-        self.drop_deadline = array("q")
+        self.drop_deadline = array("Q")
         self.drop_reason = array("q")
         self.batch_views: tuple[memoryview, ...] = ()
         self.request_views: tuple[memoryview, ...] = ()
@@ -99,7 +100,7 @@ class Actions:
         """Add a request that leaves."""
         i = self.open_drops(1, model, reason)
         self.drop_key[i] = key
-        self.drop_deadline[i] = deadline
+        self.drop_due[i] = deadline
 
     def open_drops(self, n: int, model: int, reason: int) -> int:
         """Add n requests that leave; returns where they go in ``drop_key`` and ``drop_deadline``."""
@@ -131,20 +132,22 @@ class Actions:
 
     def _grow_requests(self, more: int) -> None:
         key = widen("Q", self.key, more)
-        deadline = widen("q", self.deadline, more)
-        self.request_views = _views(key, deadline)
+        deadline = widen("Q", self.deadline, more)
+        self.request_views = (memoryview(key), _signed(deadline))
         self.key = key
         self.deadline = deadline
 
     def _grow_drops(self, more: int) -> None:
         key = widen("Q", self.drop_key, more)
         model = widen("q", self.drop_model, more)
-        deadline = widen("q", self.drop_deadline, more)
+        deadline = widen("Q", self.drop_deadline, more)
         reason = widen("q", self.drop_reason, more)
-        self.drop_views = _views(key, model, deadline, reason)
+        due: Any = _signed(deadline)
+        self.drop_views = (memoryview(key), memoryview(model), due, memoryview(reason))
         self.drop_key = key
         self.drop_model = model
         self.drop_deadline = deadline
+        self.drop_due = due
         self.drop_reason = reason
 
     def dispatches(self) -> Dispatches:
@@ -174,3 +177,8 @@ class Actions:
 
 def _views(*columns: Any) -> tuple[memoryview, ...]:
     return tuple([memoryview(column) for column in columns])
+
+
+def _signed(column: Any) -> memoryview:
+    """Deadlines are kept as unsigned as keys are, so that both are copied in one way."""
+    return memoryview(column).cast("B").cast("q")

@@ -44,6 +44,7 @@ from .limits import (
     UNSERVED,
     UNTIL,
 )
+from .plain import PLAIN, append_calm
 from .window import Window
 
 
@@ -320,6 +321,9 @@ class Core(Window):
         capacity = self.models.capacity
         farthest = now + self.horizon
         last_key = self.last_key
+        if PLAIN and n > 0:
+            m, d, k, p, fresh = append_calm(self, now, farthest, last_key, (m, d, k, p), fresh)
+            n = len(m)
         record = self.queues.record
         slab = self.queues.slab
         for i in range(n):
@@ -336,7 +340,7 @@ class Core(Window):
                     and now <= record[row + UNTIL]
                     and tail < record[row + STOP]
                     and record[row + LAST] <= due <= farthest
-                    and (again or last_key[ident >> 48] < ident)
+                    and (not fresh or last_key[ident >> 48] < ident)
                 ):
                     # It only makes the queue longer (Lanes._calm).
                     if fresh:
@@ -363,9 +367,24 @@ class Core(Window):
         """One fresh request of priority 0 arrives: what :meth:`submit` does for columns of one."""
         now = self._clock(now)
         self.submitted += 1
-        lane = self._admit(now, model, deadline, key, 0, True)
-        if lane >= 0:
-            self._reform(lane, now)
+        lane = -1
+        if model < self.models.capacity:
+            lane = self.lane_of[model * PRIORITIES]
+        row = lane * FIELDS
+        record = self.queues.record
+        if (
+            lane >= 0
+            and now <= record[row + UNTIL]
+            and record[row + TAIL] < record[row + STOP]
+            and record[row + LAST] <= deadline <= now + self.horizon
+            and self.last_key[key >> 48] < key
+        ):
+            self.last_key[key >> 48] = key
+            self.queues.push(lane, deadline, key)
+        else:
+            lane = self._admit(now, model, deadline, key, 0, True)
+            if lane >= 0:
+                self._reform(lane, now)
         self._run(now)
 
     def _admit(self, now: int, which: int, due: int, ident: int, rank: int, fresh: bool) -> int:

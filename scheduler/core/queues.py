@@ -17,6 +17,7 @@ from typing import Any
 
 from .columns import widen
 from .limits import BASE, FIELDS, FIRST, HEAD, LARGE_RING, LAST, MASK, SMALLEST_RING, STOP, TAIL, UNTIL
+from .plain import PLAIN
 
 
 class Queues:
@@ -107,12 +108,21 @@ class Queues:
         return self.slab[2 * slot]
 
     def copy(self, lane: int, n: int, key: Any, deadline: Any, to: int) -> None:
-        """Write the first ``n`` requests into two columns, from entry ``to`` on."""
+        """Write the first ``n`` requests into two columns of unsigned numbers, from entry ``to`` on."""
         row = lane * FIELDS
         base = self.record[row + BASE]
         mask = self.record[row + MASK]
         head = self.record[row + HEAD]
         slab = self.slab
+        if PLAIN:
+            while n > 0:
+                slot = 2 * (base + (head & mask))
+                some = min(n, mask + 1 - (head & mask))
+                deadline[to : to + some] = slab[slot : slot + 2 * some : 2]
+                key[to : to + some] = slab[slot + 1 : slot + 2 * some + 1 : 2]
+                head += some
+                to += some
+                n -= some
         for i in range(n):
             slot = 2 * (base + ((head + i) & mask))
             deadline[to + i] = slab[slot]

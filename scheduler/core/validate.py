@@ -224,7 +224,7 @@ def _check_keys(core: Core) -> None:
     for lane in range(queues.lanes):
         n = queues.count(lane)
         column = np.zeros(n, np.uint64)
-        queues.copy(lane, n, column, np.zeros(n, np.int64), 0)
+        queues.copy(lane, n, column, np.zeros(n, np.uint64), 0)
         queued += column.tolist()
     keys = set(queued)
     assert len(keys) == len(queued), "a key is queued twice"

@@ -99,7 +99,7 @@ class Plain:
 
 def content(queues: Any, lane: int) -> list[tuple[int, int]]:
     n = queues.count(lane)
-    keys, deadlines = np.zeros(n + 2, np.uint64), np.zeros(n + 2, np.int64)
+    keys, deadlines = np.zeros(n + 2, np.uint64), np.zeros(n + 2, np.uint64)
     queues.copy(lane, n, keys, deadlines, 1)
     assert not keys[[0, -1]].any()
     assert not deadlines[[0, -1]].any()

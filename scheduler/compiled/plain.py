@@ -1,0 +1,5 @@
+"""The compiled modules' loops are faster than whole columns in NumPy; see :mod:`scheduler.core.plain`."""
+
+from scheduler.core.plain import append_calm as append_calm
+
+PLAIN = False
