@@ -25,7 +25,7 @@ def dispatches(batches: list[dict[str, Any]]) -> Dispatches:
         names = ("model", "priority", "gpu")
         at = actions.open_batch(*(b[n] for n in names), len(b["key"]), b["batch"], 5, b["finish_at"])
         for i, (key, due) in enumerate(zip(b["key"], b["due"], strict=True)):
-            actions.key[at + i], actions.deadline[at + i] = key, due
+            actions.key[at + i], actions.deadline[at + i] = key, due % 2**64
     return actions.dispatches()
 
 
