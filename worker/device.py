@@ -80,6 +80,9 @@ class Device(Protocol):
     def free_bytes(self) -> int | None:
         """Memory that is free for models now; None where that cannot be told."""
 
+    def used_bytes(self) -> int:
+        """Memory that models use now; where only the process can be asked, the process's."""
+
     def peak_bytes(self, reset: bool = False) -> int:
         """The most memory that models have used since the last reset; where only the process can be asked,
         the process's."""

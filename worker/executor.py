@@ -122,6 +122,11 @@ class Executor:
             for report in self._loader.reports():
                 self._holdings.report(time.monotonic_ns(), report)
 
+    @property
+    def longest_wait_ns(self) -> int:
+        """The longest that a batch has waited for a run of a model that was being loaded."""
+        return self._turns.longest_wait_ns
+
     # -- batches -------------------------------------------------------------------------------------
 
     def reserve(self, batch: Batch) -> bool:

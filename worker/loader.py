@@ -19,6 +19,7 @@ from symphony.profile import Profile
 from worker.batch import one_line
 from worker.definition import Definition
 from worker.device import Device, OutOfMemory
+from worker.growth import Growth
 from worker.lifecycle import Action, Load, Serve, Unload, WarmUp
 from worker.profiling import profile_on
 from worker.turns import Turns
@@ -62,6 +63,7 @@ class Loader:
         self._jobs: queue.SimpleQueue[tuple[Action, str, Definition | None] | None] = queue.SimpleQueue()
         self._reports: deque[Report] = deque()
         self._definitions: dict[str, Definition] = {}
+        self._growth = Growth()
 
     def ask(self, action: Action, key: str, definition: Definition | None) -> None:
         """Do that later; ``key`` names the copy, ``definition`` what to load."""
@@ -91,10 +93,16 @@ class Loader:
                 job = self._jobs.get(timeout=MEMORY_S)
             except queue.Empty:
                 self._report(Report(None, device.free_bytes()))
+                grown = self._growth.observe(device.used_bytes())
+                if grown is not None:
+                    _log.warning(
+                        "the memory in use has grown by %d MB and never shrunk: a model leaks", grown >> 20
+                    )
                 continue
             if job is None:
                 return
             self._report(self._do(device, *job))
+            self._growth.restart()
 
     def _report(self, report: Report) -> None:
         self._reports.append(report)

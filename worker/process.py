@@ -251,6 +251,7 @@ class Worker:
             _log.log(level, "model %s (copy %d) is %s%s", change.model, change.copy, change.state, because)
         failure = self._runner.failure()
         if failure is not None:
+            self._drain_ns = FAREWELL_NS  # what is on it will not come back
             self._give_up(SymphonyError(f"the device is lost: {failure}"))
         if self._stopping and self._drain_since is None:
             self._drain_since = time.monotonic_ns()

@@ -145,6 +145,12 @@ class TorchDevice:
             return int(torch.cuda.mem_get_info(self.device)[0]) + int(kept)
         return available_bytes()
 
+    def used_bytes(self) -> int:
+        """On CUDA PyTorch's own count; on a CPU what of the process is resident."""
+        if self._cuda:
+            return int(torch.cuda.memory_allocated(self.device))
+        return resident("VmRSS")
+
     def peak_bytes(self, reset: bool = False) -> int:
         """On CUDA PyTorch's own count; on a CPU the process's largest resident size."""
         if self._cuda:
@@ -280,8 +286,16 @@ def resident_peak(reset: bool) -> int:
         if reset:
             with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
                 file.write("5")
+    except OSError:
+        pass  # the largest size since the start, then
+    return resident("VmHWM")
+
+
+def resident(field: str) -> int:
+    """``VmRSS`` or ``VmHWM``, the largest so far, of this process in bytes."""
+    try:
         with open("/proc/self/status", encoding="ascii") as file:
             lines: Mapping[str, str] = dict(line.split(":", 1) for line in file)
-        return int(lines["VmHWM"].split()[0]) << 10
+        return int(lines[field].split()[0]) << 10
     except (OSError, KeyError, ValueError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

@@ -3,17 +3,22 @@
 Loading runs beside serving. Its runs on the device (every batch size once, or a whole profile) would
 slow down a batch that runs at the same time, and be slowed down by it, which spoils the measurement. So
 such a run waits until no batch is on the device or about to be, and a batch that comes meanwhile waits
-for the rest of that one run: that, at most l(b) of the model that is being loaded, is what loading costs
-those that serve.
+for the rest of that one run: at most l(b) of the model that is being loaded. And where batches come, the
+next such run waits for :data:`PACE` times as long as the last one took, but no longer than a second. That
+is what loading costs those that serve.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+PACE: Final = 4
+"""With batches about, background runs get one part in 1 + PACE of the time; more if they are long."""
+LONGEST_REST_S: Final = 1.0
 LOOK_S: Final = 0.05
 """How often a waiting background run looks whether it should stop."""
 
@@ -25,6 +30,8 @@ class Turns:
         self._changed = threading.Condition()
         self._batches = 0
         self._background = False
+        self._batches_came = False
+        self._rest_until = 0.0
         self.longest_wait_ns = 0
         """The longest that a batch has waited for a background run."""
 
@@ -32,6 +39,7 @@ class Turns:
         """A batch is about to use the device; waits for the end of a background run."""
         with self._changed:
             self._batches += 1
+            self._batches_came = True
             began = clock()
             self._changed.wait_for(lambda: not self._background)
             self.longest_wait_ns = max(self.longest_wait_ns, clock() - began)
@@ -46,14 +54,21 @@ class Turns:
     def background(self, stop: Callable[[], bool]) -> Iterator[bool]:
         """The device for one short run; False if ``stop`` said so while waiting for it."""
         with self._changed:
-            while (self._batches or self._background) and not stop():
+            while (blocked := self._blocked()) and not stop():
                 self._changed.wait(LOOK_S)
-            stopped = bool(self._batches or self._background)
-            self._background = self._background or not stopped
+            if not blocked:
+                self._background, self._batches_came = True, False
+        began = time.monotonic()
         try:
-            yield not stopped
+            yield not blocked
         finally:
-            if not stopped:
+            if not blocked:
                 with self._changed:
                     self._background = False
+                    now = time.monotonic()
+                    self._rest_until = now + min(PACE * (now - began), LONGEST_REST_S)
                     self._changed.notify_all()
+
+    def _blocked(self) -> bool:
+        resting = self._batches_came and time.monotonic() < self._rest_until
+        return bool(self._batches) or self._background or resting

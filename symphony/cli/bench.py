@@ -10,6 +10,7 @@ import click
 BENCHMARKS: Final[dict[str, str]] = {
     "core": "Requests per second of the scheduling core, without a network.",
     "gpu": "Profiles and the whole system on one real device, beside a plain PyTorch loop.",
+    "loading": "How much loading a model disturbs one that serves.",
     "engine": "What the client's engine costs per request.",
     "latency": "Round trip beyond the model's own time, and timer lateness.",
     "rate": "The highest rate with bad < 1 % through one live shard.",

@@ -67,6 +67,9 @@ class FakeDevice:
         with turn():
             self.tuned.append(key)
 
+    def used_bytes(self) -> int:
+        return 2 << 20
+
     def peak_bytes(self, reset: bool = False) -> int:
         return 3 << 20
 

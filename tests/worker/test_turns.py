@@ -58,3 +58,22 @@ def test_a_background_run_that_should_stop_gets_nothing_and_blocks_nobody() -> N
     with turns.background(lambda: False) as mine:
         assert mine
     turns.enter(time.monotonic_ns)
+
+
+def test_background_runs_leave_time_to_batches_where_there_are_some() -> None:
+    turns = Turns()
+    with turns.background(lambda: False) as mine:
+        assert mine
+        threading.Event().wait(0.05)
+    with turns.background(lambda: True) as mine:
+        assert mine, "nobody else is there: no rest"
+        threading.Event().wait(0.05)
+    turns._rest_until = time.monotonic() + 60
+    thread = threading.Thread(target=lambda: (turns.enter(time.monotonic_ns), turns.leave()))
+    thread.start()
+    thread.join(10)
+    with turns.background(lambda: True) as mine:
+        assert not mine, "a batch came: the next run waits"
+    turns._rest_until = 0
+    with turns.background(lambda: False) as mine:
+        assert mine
