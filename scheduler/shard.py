@@ -28,7 +28,7 @@ from scheduler.select import core_class, flavour
 from scheduler.stats import Stats
 from scheduler.table import ModelTable
 from symphony import wire
-from symphony.bus import SUBMIT_HWM, Bus, drain, send, subscribe
+from symphony.bus import SUBMIT_HWM, Bus, drain, drain_frames, send, subscribe
 from symphony.clock import ClusterClock
 from symphony.faults import Faults
 from symphony.membership import (
@@ -338,12 +338,7 @@ class Shard:
     def _read_submits(self) -> None:
         if self._submit not in self._ready:
             return
-        messages = []
-        for frames in drain(self._submit, SUBMITS_PER_TURN):
-            if len(frames) == 1:
-                messages.append(frames[0])
-            else:
-                self.faults.count("submit-malformed", f"{len(frames)} frames instead of one")
+        messages = drain_frames(self._submit, SUBMITS_PER_TURN)
         if len(messages) >= BUSY:
             self._gather_until = time.monotonic_ns() + GATHER_NS
         requests = wire.join_submits(messages, self.membership.me.incarnation)

@@ -239,6 +239,22 @@ def drain(sock: Sock, limit: int = 1_000) -> Iterator[list[bytes]]:
             return
 
 
+def drain_frames(sock: Sock, limit: int = 1_000) -> list[bytes]:
+    """What has already arrived on a link whose messages have one frame, at most ``limit`` frames.
+
+    Nothing asks whether a frame has a successor, which would cost more than the frame: a message of
+    several frames counts as several messages.
+    """
+    frames: list[bytes] = []
+    recv, add = sock.recv, frames.append
+    try:
+        for _ in range(limit):
+            add(recv(zmq.NOBLOCK))
+    except zmq.Again:
+        pass
+    return frames
+
+
 def link_events(monitor: Sock) -> Iterator[bool]:
     """From a monitor socket: True for each connection that stands, False for each one lost."""
     while True:

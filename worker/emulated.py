@@ -94,35 +94,43 @@ class EmulatedGpus:
         for name, profile in self._profiles.items():
             self._latency[self._number[name], 1 : profile.max_batch + 1] = profile.latency_ns
 
-    def runnable(self, plan: Plan) -> npt.NDArray[np.bool_]:
-        """Which of the plan's batches have a model that is here, and a size that it takes."""
-        return self._lengths(plan) > 0
-
-    def _lengths(self, plan: Plan) -> I64:
-        known = np.array([self._number.get(name, -1) for name in plan.models], np.int64)
+    def lengths(self, plan: Plan) -> I64:
+        """l(size) of each of the plan's batches in ns; 0 where its model is not here or it is too large."""
+        known = self._numbers(plan)
         if not known.size or not self._latency.size:
             return np.zeros(plan.batch.size, np.int64)
         model = known[plan.model]
         size = plan.size.astype(np.int64)
         fits = (model >= 0) & (size < self._latency.shape[1])
-        found: I64 = np.where(fits, self._latency[np.where(fits, model, 0), np.where(fits, size, 0)], 0)
+        if np.count_nonzero(fits) < fits.size:
+            model, size = np.where(fits, model, 0), np.where(fits, size, 0)
+            return self._latency[model, size] * fits
+        found: I64 = self._latency[model, size]
         return found
 
-    def start(self, plan: Plan, rows: Column, received_ns: int) -> None:
-        """Take in these batches of a plan that arrived now; they must be :meth:`runnable`."""
+    def _numbers(self, plan: Plan) -> I64:
+        """By index into the plan's names: the model's number; -1 if it is not here."""
+        return np.array([self._number.get(name, -1) for name in plan.models], np.int64)
+
+    def start(self, plan: Plan, rows: Column, lengths: I64, received_ns: int) -> None:
+        """Take in these batches of a plan that arrived now, ``lengths`` ns each, none of them 0."""
         if not rows.size:
             return
         gpu, size = plan.gpu[rows].astype(np.int64), plan.size[rows].astype(np.int64)
-        started, end = self._run(gpu, self._lengths(plan)[rows], received_ns)
+        started, end = self._run(gpu, lengths, received_ns)
+        starts = size.cumsum() - size
         slot = self._slots(rows.size, int(size.max()))
-        before = np.cumsum(plan.size, dtype=np.int64) - plan.size
-        within = np.arange(int(size.sum())) - np.repeat(np.cumsum(size) - size, size)
-        places = np.repeat(before[rows], size) + within
-        self._key[np.repeat(slot, size), within] = plan.key[places]
+        within = np.arange(int(size.sum())) - starts.repeat(size)
+        key, deadline = plan.key, plan.deadline
+        if rows.size < plan.batch.size:
+            before = plan.size.cumsum(dtype=np.int64) - plan.size
+            places = before[rows].repeat(size) + within
+            key, deadline = key[places], deadline[places]
+        self._key[slot.repeat(size), within] = key
         self._end[slot] = end
         self._order[slot] = np.arange(self._count, self._count + rows.size)
-        known = np.array([self._number.get(name, -1) for name in plan.models], np.int64)
-        due = np.maximum.reduceat(plan.deadline[places], np.cumsum(size) - size)
+        known = self._numbers(plan)
+        due = np.maximum.reduceat(deadline, starts)
         columns: tuple[Any, ...] = (
             self._shard_number(plan.shard),
             plan.batch[rows].view(np.int64), gpu, known[plan.model[rows]], size, received_ns,
@@ -151,6 +159,10 @@ class EmulatedGpus:
         if largest >= self._free_at.size:
             more = max(largest + 1, 2 * self._free_at.size) - self._free_at.size
             self._free_at = np.concatenate((self._free_at, np.zeros(more, np.int64)))
+        if len(set(gpu.tolist())) == gpu.size:  # by far the most frequent case
+            started = np.maximum(now, self._free_at[gpu])
+            self._free_at[gpu] = end = started + length
+            return started, end
         started, end = np.zeros(gpu.size, np.int64), np.zeros(gpu.size, np.int64)
         left = np.arange(gpu.size)
         while left.size:
@@ -203,8 +215,8 @@ class EmulatedGpus:
             slots = slots[some.size :]
             fields = self._fields[:, some]  # a copy
             size = fields[SIZE]
-            within = np.arange(int(size.sum())) - np.repeat(np.cumsum(size) - size, size)
-            key = self._key[np.repeat(some, size), within]
+            within = np.arange(int(size.sum())) - (size.cumsum() - size).repeat(size)
+            key = self._key[some.repeat(size), within]
             finished = self._end[some]
             self._end[some] = NEVER
             self._fields[0, some] = 0

@@ -107,7 +107,12 @@ class EmulatedModels:
         serving = {model: self._copies[copy] for model, copy in self._life.serving().items()}
         if serving == self._held.definitions:
             return
-        profiles = {model: p for model, d in serving.items() if (p := d.given_profile()) is not None}
+        before, same = self._held.profiles, self._held.definitions
+        profiles = {
+            model: p
+            for model, d in serving.items()
+            if (p := before.get(model) if same.get(model) is d else d.given_profile()) is not None
+        }
         self.profiles.clear()
         self.profiles.update(profiles)
         load_ms = {model: d.load_ms for model, d in serving.items()}

@@ -41,17 +41,17 @@ def take_columns(plan: Plan, device: EmulatedGpus, gpus: Collection[int], receiv
     What :func:`refusal` has nothing against is taken, as long as the requests that wait are within the
     limit; from the first batch that is not, the rest is left.
     """
-    good = device.runnable(plan)
-    numbers, where = np.unique(plan.gpu, return_inverse=True)
-    good &= np.array([number in gpus for number in numbers.tolist()], np.bool_)[where]
+    lengths = device.lengths(plan)
+    good = lengths > 0
+    here = [gpu in gpus for gpu in plan.gpu.tolist()]
+    if not all(here):
+        good &= np.array(here)
     room = MAX_OUTSTANDING * len(gpus) - device.requests
-    if int(plan.size.sum(dtype=np.int64)) > room:
-        good &= np.cumsum(np.where(good, plan.size, 0), dtype=np.int64) <= room
-    if good.all():
-        device.start(plan, np.arange(good.size), received_ns)
-        return []
-    device.start(plan, np.flatnonzero(good), received_ns)
-    return np.flatnonzero(~good).tolist()
+    if plan.key.size > room:
+        good &= np.where(good, plan.size, 0).cumsum(dtype=np.int64) <= room
+    rows = good.nonzero()[0]
+    device.start(plan, rows, lengths[rows], received_ns)
+    return [] if rows.size == good.size else (~good).nonzero()[0].tolist()
 
 
 def refusal(

@@ -23,6 +23,9 @@ RESULTS: Final = 8
 MAX_REQUESTS: Final = 65_536
 """Most requests in one message; more is malformed."""
 
+MAX_NAME: Final = 256
+"""Characters of a name."""
+
 SLOT_SHIFT: Final = 48
 SEQUENCE_MASK: Final = (1 << SLOT_SHIFT) - 1
 
@@ -122,7 +125,7 @@ def integer(value: Any, low: int, high: int) -> int:
 
 def text(value: Any) -> str:
     """A name, or :class:`WireError`."""
-    if not isinstance(value, str) or len(value) > 256:
+    if not isinstance(value, str) or len(value) > MAX_NAME:
         raise WireError("malformed", "a name is no short string")
     return value
 
@@ -131,6 +134,9 @@ def name_list(value: Any) -> list[str]:
     """A list of names, or :class:`WireError`."""
     if not isinstance(value, list):
         raise WireError("malformed", "no list of names")
+    # Most lists are good: looked at as a whole, and one by one only for the error.
+    if set(map(type, value)) <= {str} and max(map(len, value), default=0) <= MAX_NAME:
+        return value
     return [text(name) for name in value]
 
 

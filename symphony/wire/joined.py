@@ -69,51 +69,38 @@ def join_submits(frames: Sequence[bytes], incarnation: int) -> Submitted:
 
 
 def _quick_submits(frames: Sequence[bytes], incarnation: int) -> Submitted | None:
-    models: list[bytes] = []
-    deadlines: list[bytes] = []
-    keys: list[bytes] = []
-    priorities: list[bytes | None] = []
-    slots: list[int] = []
-    counts: list[int] = []
-    unpackb = msgpack.unpackb
     try:
-        for frame in frames:
-            kind, version, meant, slot, model, deadline, key, priority = unpackb(frame)
-            n = len(model)
-            if (
-                kind != SUBMIT
-                or version != VERSION
-                or meant != incarnation
-                or type(slot) is not int
-                or n & 3
-                or not n == len(deadline) // 2 == len(key) // 2
-                or n > 4 * MAX_REQUESTS
-                or not type(model) is type(deadline) is type(key) is bytes
-            ):
-                return None
-            models.append(model)
-            deadlines.append(deadline)
-            keys.append(key)
-            priorities.append(priority)
-            slots.append(slot)
-            counts.append(n >> 2)
-        key_column = np.frombuffer(b"".join(keys), U64_TYPE)
-        deadline_column = np.frombuffer(b"".join(deadlines), I64_TYPE)
-        meant_slots = np.array(slots, np.uint64).repeat(counts)
-        ranks = None
-        if any(priority is not None for priority in priorities):
-            columns = zip(priorities, counts, strict=True)
-            ranks = np.frombuffer(b"".join(bytes(n) if p is None else p for p, n in columns), U8_TYPE)
-            if any(p is not None and len(p) != n for p, n in zip(priorities, counts, strict=True)):
-                return None
+        rows = [msgpack.unpackb(frame) for frame in frames]
+        if not rows or set(map(len, rows)) != {8}:
+            return None
+        kinds, versions, meant, slots, models, deadlines, keys, priorities = zip(*rows, strict=True)
+        if set(kinds) != {SUBMIT} or set(versions) != {VERSION} or set(meant) != {incarnation}:
+            return None
+        if set(map(type, slots)) != {int} or set(map(type, models + deadlines + keys)) != {bytes}:
+            return None
+        size = np.array([list(map(len, models)), list(map(len, deadlines)), list(map(len, keys))])
+        count = size[0] >> 2
+        if (size != np.array([[4], [8], [8]]) * count).any() or count.max() > MAX_REQUESTS:
+            return None
+        ranks = _ranks(priorities, count.tolist())
+        meant_slots = np.array(slots, np.uint64).repeat(count)
     except Exception:  # noqa: BLE001 - msgpack raises many types on hostile bytes; the other way tells
         return None
-    if key_column.size != meant_slots.size or ((key_column >> np.uint64(SLOT_SHIFT)) != meant_slots).any():
+    key = np.frombuffer(b"".join(keys), U64_TYPE)
+    if ((key >> np.uint64(SLOT_SHIFT)) != meant_slots).any():
         return None
-    if deadline_column.size != key_column.size:
+    model = np.frombuffer(b"".join(models), U32_TYPE)
+    return Submitted(model, np.frombuffer(b"".join(deadlines), I64_TYPE), key, ranks, [], [])
+
+
+def _ranks(priorities: Sequence[Any], counts: list[int]) -> U8 | None:
+    """The joined column; None where no message has one. Raises ValueError if one is no such column."""
+    if set(priorities) == {None}:
         return None
-    model_column = np.frombuffer(b"".join(models), U32_TYPE)
-    return Submitted(model_column, deadline_column, key_column, ranks, [], [])
+    columns = [bytes(n) if p is None else p for p, n in zip(priorities, counts, strict=True)]
+    if set(map(type, columns)) != {bytes} or list(map(len, columns)) != counts:
+        raise ValueError("a priority column of another length or type")
+    return np.frombuffer(b"".join(columns), U8_TYPE)
 
 
 def _one_by_one(frames: Sequence[bytes], incarnation: int) -> Submitted:

@@ -72,7 +72,7 @@ def test_malformed_submits_are_counted_and_harmless() -> None:
             w.until(lambda b=before, r=reason: w.shard.counts.get(r, 0) == b + 1, 10, name)  # type: ignore[misc]
         before = w.shard.counts["submit-malformed"]
         assert send(sock, [b"", b""])
-        w.until(lambda: w.shard.counts["submit-malformed"] == before + 1)
+        w.until(lambda: w.shard.counts["submit-malformed"] == before + 2, what="each frame to count")
         _still_serves(w, worker, front)
         assert front.told == {}
 
