@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import zmq
@@ -22,8 +22,9 @@ from scheduler.outstanding import Out, Outstanding, Taken
 from scheduler.recent import Ids
 from scheduler.slow import SlowGpus
 from scheduler.table import ModelTable
+from scheduler.workers import Back, Worker
 from symphony import wire
-from symphony.bus import Bus, BusError, Sock, link_events, send
+from symphony.bus import Bus, BusError, link_events, send
 from symphony.control import Member
 from symphony.faults import Faults
 from symphony.messages import to_ranges
@@ -35,36 +36,6 @@ MANY_BACK: Final = 4_096
 """Batches that may have come back before they are learned from."""
 PAUSE_NS: Final = 100_000_000
 """How long a worker whose pipe was full gets nothing."""
-
-
-class Back(NamedTuple):
-    """Batches that have come back, as columns: what statistics are made of. Times in ns."""
-
-    model: Ids
-    size: Ids
-    good: Ids
-    failed: Ids
-    started: Ids
-    finished: Ids
-
-
-class Worker:
-    """One worker process of this shard."""
-
-    __slots__ = ("gpus", "index", "leaving", "linked", "member", "monitor", "paused_until", "sock")
-
-    def __init__(self, member: Member, sock: Sock, monitor: Sock) -> None:
-        self.member = member
-        self.sock = sock
-        self.monitor = monitor
-        self.linked = False
-        self.paused_until = 0
-        self.gpus: dict[int, tuple[int, ...]] = {}
-        """Numbers that are in the core now, with the numbers of the models that each holds there."""
-        self.leaving: set[int] = set()
-        """Those that drain, because they are another's to be."""
-        self.index = -1
-        """Its place in the fleet's columns."""
 
 
 class Fleet:
@@ -388,7 +359,7 @@ class Fleet:
         self.slow.observe(gpu[there], took[there], profiled[there])
         typical = ~self.slow.are_slow(gpu)
         self.corrections.observe(model[typical], kind[typical], took[typical], profiled[typical])
-        return Back(model, size, good, failed, started, finished)
+        return Back(model, size, good, failed, started, finished, gpu)
 
     @property
     def slices(self) -> int:

@@ -271,6 +271,10 @@ class Outstanding:
             taken = Taken(*(np.concatenate(pair) for pair in zip(taken, columns, strict=True)))
         return taken, np.array(rest, np.int64)
 
+    def gpus(self) -> Ids:
+        """Numbers of the GPUs that batches are out on."""
+        return np.unique(self._gpu[self._batch >= 0])
+
     def take_gpus(self, gpus: Ids) -> list[Out]:
         """Give up what is out on these GPUs, in order of the batches."""
         rows = np.flatnonzero((self._batch >= 0) & np.isin(self._gpu, gpus))

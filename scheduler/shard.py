@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgpack
@@ -22,10 +21,11 @@ from scheduler.core.machine import Core
 from scheduler.fleet import Fleet
 from scheduler.following import Following
 from scheduler.frontends import Frontends
-from scheduler.leadership import LeaderSettings, Leadership
+from scheduler.leadership import Leadership
 from scheduler.phases import Phases
 from scheduler.select import core_class, flavour
-from scheduler.stats import Stats
+from scheduler.settings import Settings
+from scheduler.stats import Stats, summary
 from scheduler.table import ModelTable
 from symphony import wire
 from symphony.bus import SUBMIT_HWM, Bus, drain, drain_frames, send, subscribe
@@ -41,7 +41,6 @@ from symphony.membership import (
     SlotChanged,
     describe,
 )
-from symphony.scaling import AutoscaleConfig, EpochConfig
 from symphony.status import Status, SymphonyError
 from symphony.stopping import StopRequest
 from symphony.waiter import Waiter
@@ -65,29 +64,6 @@ GATHER_NS: Final = 250_000
 """Least time between two looks at the sockets of a busy loop; timers are served in between."""
 CATCH_UP: Final = 64
 """Most timers that are told one by one before an event; what is left is told with the event."""
-
-
-@dataclass(slots=True, frozen=True)
-class Settings:
-    """What a shard is told; latencies in nanoseconds, as :class:`~scheduler.core.machine.Core` has them."""
-
-    id: str
-    registry: str
-    publish: str
-    subscribe: str
-    host: str = "127.0.0.1"
-    insecure: bool = False
-    policy: str = "deferred"
-    control_ns: int = 300_000
-    data_ns: int = 20_000
-    result_ns: int = 2_000_000
-    margin_ns: int = 1_000_000
-    spin_ns: int = 0
-    max_queue: int = 100_000
-    overdue_ns: int = 1_000_000_000
-    drain_s: float = 5.0
-    epoch: EpochConfig | None = None
-    autoscale: AutoscaleConfig | None = None
 
 
 class Shard:
@@ -146,29 +122,11 @@ class Shard:
             self._bus, s.registry, s.subscribe, member, clock=self.clock, faults=self.faults
         )
         self._following = Following(self.membership, self.fleet, self.table, self.assignment)
-        self._leadership = Leadership(self._leading(member.incarnation))
+        self._leadership = Leadership(s.leading(member.incarnation))
         for watched in (self._submit, self._done, self.stopping.fd, *self.membership.sockets):
             self._waiter.register(watched)
         self._report_at = time.monotonic_ns() + REPORT_NS
         _log.info("%s: submit %s, done %s, %s core, policy %s", s.id, submit, done, flavour(), s.policy)
-
-    def _leading(self, incarnation: int) -> LeaderSettings | None:
-        s = self.settings
-        if s.epoch is None:
-            return None
-        return LeaderSettings(
-            shard=s.id,
-            incarnation=incarnation,
-            registry=s.registry,
-            publish=s.publish,
-            subscribe=s.subscribe,
-            insecure=s.insecure,
-            control_us=s.control_ns / 1e3,
-            data_us=s.data_ns / 1e3,
-            result_us=s.result_ns / 1e3,
-            epoch=s.epoch,
-            autoscale=s.autoscale or AutoscaleConfig(),
-        )
 
     def run(self) -> None:
         """Schedule until :meth:`stop`, then drain.
@@ -391,14 +349,14 @@ class Shard:
         learned = min(int(p99_us * 1e3) + self.clock.uncertainty_ns, slo // TIMER_SHARE)
         self.core.set_margin(max(self.settings.margin_ns, learned))
         self.fleet.relearn_types()
-        gpus = sum(len(worker.gpus) for worker in self.fleet.workers.values())
-        measured = self.fleet.corrections.measured
-        report = self.stats.report(self.clock.now(), self.core, self.table, gpus, measured)
+        gpus = [gpu for worker in self.fleet.workers.values() for gpu in worker.gpus]
+        measured, out = self.fleet.corrections.measured, self.fleet.out.gpus()
+        report = self.stats.report(self.clock.now(), self.core, self.table, gpus, out, measured)
         report["slow_gpus"] = {str(gpu): round(x, 2) for gpu, x in sorted(self.fleet.slow.factors.items())}
         report["loop"] = self._phases.report()
         report["margin_us"] = self.core.margin / 1e3
         report["faults"] = dict(self.faults.counts)
-        self.membership.set_stats(report)
+        self.membership.set_stats(summary(report))
         topic = f"stats.{self.settings.id}".encode()
         if not send(self._publisher, [topic, msgpack.packb(report)]):
             self.faults.count("stats-pipe-full")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from scheduler.core.machine import Core
-from scheduler.fleet import Back
+from scheduler.observed import Column, Observed
 from scheduler.table import ModelTable
+from scheduler.workers import Back
 
 LATENESS_KEPT: Final = 4_096
 LONGEST_BATCH_NS: Final = 60_000_000_000
+MOST_TOLD: Final = 100
+"""Models on a heartbeat, which every snapshot carries; those with the most requests."""
 
 
 Measured = Callable[[int], tuple[float, float] | None]
@@ -26,6 +29,7 @@ class Stats:
     """Counters since the start of the shard; ``docs/wire-protocol.md`` lists the published fields."""
 
     def __init__(self) -> None:
+        self._observed = Observed()
         self._offered = np.zeros(0, np.int64)
         self._served = np.zeros(0, np.int64)
         self._good = np.zeros(0, np.int64)
@@ -65,6 +69,7 @@ class Stats:
         self._batches += np.bincount(back.model, minlength=n)
         # A worker may say anything of its times; nothing that it says makes the sum absurd.
         self._busy += int(np.clip(back.finished - back.started, 0, LONGEST_BATCH_NS).sum())
+        self._observed.completed(back)
 
     def woke(self, late_ns: int) -> None:
         """A timer fired that much after its time."""
@@ -84,14 +89,27 @@ class Stats:
         return float(p50), float(p99)
 
     def report(
-        self, now: int, core: Core, table: ModelTable, gpus: int, measured: Measured = lambda model: None
+        self,
+        now: int,
+        core: Core,
+        table: ModelTable,
+        gpus: Sequence[int],
+        out: Column,
+        measured: Measured = lambda model: None,
     ) -> dict[str, Any]:
-        """The message that is published, and put on the heartbeat.
+        """The message that is published.
 
-        ``measured(model)``: p50 and p99 of measured / profiled batch time.
+        Args:
+            now: cluster time, ns.
+            core: has the queues.
+            table: has the models.
+            gpus: numbers of those that the shard uses.
+            out: numbers of those that a batch is out on.
+            measured: model → p50 and p99 of measured / profiled batch time.
         """
         self._grow(len(table.names))
         queued = core.queued_by_model(len(table.names))
+        observed = self._observed.models(now, core, table, self._offered)
         models = {}
         for number, name in enumerate(table.names):
             served, batches = int(self._served[number]), int(self._batches[number])
@@ -104,11 +122,12 @@ class Stats:
                 "batches": batches,
                 "mean_batch": round(served / batches, 2) if batches else None,
                 "measured_over_profiled": None if (seen := measured(number)) is None else _rounded(seen),
+                **observed[number],
             }
         then, busy_then = self._busy_told
         busy = self._busy
         elapsed = now - then
-        share = (busy - busy_then) / (elapsed * gpus) if then and gpus and elapsed > 0 else None
+        share = (busy - busy_then) / (elapsed * len(gpus)) if then and gpus and elapsed > 0 else None
         self._busy_told = (now, busy)
         p50, p99 = self.lateness_us()
         longest, self._longest_ns = self._longest_ns, 0
@@ -116,9 +135,21 @@ class Stats:
             "v": 1,
             "at": now,
             "models": models,
-            "gpus": gpus,
+            "gpus": len(gpus),
+            "gpu": self._observed.gpus(now, gpus, out),
             "busy_share": None if share is None else round(max(0.0, share), 4),
             "lateness_p50_us": round(p50, 1),
             "lateness_p99_us": round(p99, 1),
             "longest_turn_us": round(longest / 1e3, 1),
         }
+
+
+def summary(report: dict[str, Any]) -> dict[str, Any]:
+    """The report as heartbeats carry it: without columns by GPU, and of the busiest models only."""
+    models = report["models"]
+    busiest = sorted(models, key=lambda name: -models[name]["offered"])[:MOST_TOLD]
+    kept = {
+        name: {key: value for key, value in models[name].items() if key != "batch_sizes"}
+        for name in sorted(busiest)
+    }
+    return {key: value for key, value in report.items() if key != "gpu"} | {"models": kept}

@@ -125,3 +125,7 @@ class ModelTable:
     def tightest_slo_ns(self) -> int:
         """The smallest objective in the table; 1 s while it is empty."""
         return min((round(spec.slo_ms * 1e6) for spec in self._specs.values()), default=1_000_000_000)
+
+    def slos_ns(self) -> list[int]:
+        """The objectives by model number."""
+        return [round(self._specs[name].slo_ms * 1e6) for name in self.names]

@@ -42,7 +42,8 @@ def command(
     Runs until Ctrl-C or SIGTERM, then drains. Exit code 0 after an ordered stop.
     """
     from scheduler.core.policies import make_policy
-    from scheduler.shard import Settings, Shard
+    from scheduler.settings import Settings
+    from scheduler.shard import Shard
 
     config = load_config(path)
     be_prompt()  # before there are sockets, whose threads inherit it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 from rich import box
@@ -15,8 +15,11 @@ from rich.table import Table
 from symphony.cli import options as shared
 from symphony.config import load_config
 from symphony.control import GpuInfo, Member, ModelSpec, Snapshot
+from symphony.plans import ClusterPlan
 from symphony.snapshot import fetch_snapshot
 
+MOST_MODELS: Final = 40
+_SHOWN: Final = frozenset(("v", "at", "models", "gpus", "busy_share", "lateness_p99_us"))
 _ORDER = {"scheduler": 0, "worker": 1, "frontend": 2, "ops": 3}
 
 
@@ -52,13 +55,14 @@ def as_object(endpoint: str, snapshot: Snapshot) -> dict[str, Any]:
     """What ``--json`` prints.
 
     ``registry``, ``broker`` (its incarnation), ``members`` by id and ``models`` by name, each as in
-    its control message, and ``shards``: the statistics of each scheduler by id.
+    its control message, ``plan`` (null without one), and ``shards``: the statistics of each scheduler by id.
     """
     return {
         "registry": endpoint,
         "broker": snapshot.broker,
         "members": {member.id: member.model_dump() for member in _sorted(snapshot)},
         "models": {model.name: model.model_dump() for model in snapshot.models},
+        "plan": None if snapshot.plan is None else snapshot.plan.model_dump(),
         "shards": {member.id: member.stats for member in _sorted(snapshot) if member.role == "scheduler"},
     }
 
@@ -68,7 +72,7 @@ def show(console: Console, endpoint: str, snapshot: Snapshot) -> None:
     members = Table("role", "id", "state", "what", "models", "process", title="members", box=box.SIMPLE)
     for member in _sorted(snapshot):
         process = f"{member.host}:{member.pid}"
-        models = ", ".join(name for name in member.models if name)
+        models = _some([name for name in member.models if name], 12)
         _row(members, member.role, member.id, member.state, _what(member), models, process)
     models_table = Table(
         "model", "SLO ms", "max batch", "inputs", "GPU types", "shards", title="models", box=box.SIMPLE
@@ -88,12 +92,107 @@ def show(console: Console, endpoint: str, snapshot: Snapshot) -> None:
     console.print(headline, highlight=False, markup=False)
     console.print(members)
     console.print(models_table)
-    for member in _sorted(snapshot):
-        if member.role == "scheduler" and member.stats:
-            stats = Table("statistic", "value", title=escape(member.id), box=box.SIMPLE)
-            for key, value in member.stats.items():
-                _row(stats, key, value if isinstance(value, str) else json.dumps(value))
-            console.print(stats)
+    told = {m.id: m.stats for m in _sorted(snapshot) if m.role == "scheduler" and m.stats}
+    if snapshot.plan is not None:
+        console.print(_plan(snapshot.plan))
+    if any(isinstance(stats.get("models"), dict) for stats in told.values()):
+        console.print(_shards(told))
+        console.print(_load(told, snapshot.plan))
+    for name, stats in told.items():
+        rest = {key: value for key, value in stats.items() if key not in _SHOWN}
+        table = Table("statistic", "value", title=escape(name), box=box.SIMPLE)
+        for key, value in rest.items():
+            _row(table, key, value if isinstance(value, str) else json.dumps(value))
+        if rest:
+            console.print(table)
+
+
+def _plan(plan: ClusterPlan) -> Table:
+    """Groups of GPUs, under the plan's stamp and note."""
+    title = f"plan: {plan.stamp}" + (f"; {plan.note}" if plan.note else "")
+    table = Table("shard", "GPUs", "count", "", "models", title=escape(title), box=box.SIMPLE)
+    for group in plan.groups:
+        firsts, lasts = group.gpus[::2], group.gpus[1::2]
+        runs = [str(a) if a == b else f"{a}–{b}" for a, b in zip(firsts, lasts, strict=True)]
+        count = sum(b - a + 1 for a, b in zip(firsts, lasts, strict=True))
+        state = "in use" if group.active else "on their way"
+        _row(table, group.shard, _some(runs, 8), str(count), state, _some(group.models, 12))
+    return table
+
+
+def _shards(shards: dict[str, dict[str, Any]]) -> Table:
+    """One line per shard: GPUs, load, what became of it since the start, queue, timers."""
+    table = Table(
+        "shard", "GPUs", "busy", "requests/s", "offered", "bad", "queued", "oldest wait ms", "timers p99 µs",
+        title="shards", box=box.SIMPLE,
+    )  # fmt: skip
+    for name, stats in shards.items():
+        models = list(_models(stats).values())
+        offered = sum(_number(m, "offered") for m in models)
+        bad = sum(_number(m, "late") + _number(m, "dropped") for m in models)
+        _row(
+            table,
+            name,
+            f"{_number(stats, 'gpus'):.0f}",
+            f"{_number(stats, 'busy_share'):.0%}",
+            f"{sum(_number(m, 'rate') for m in models):,.1f}",
+            f"{offered:,.0f}",
+            f"{bad / offered:.2%}" if offered else "–",
+            f"{sum(_number(m, 'queued') for m in models):,.0f}",
+            f"{max((_number(m, 'oldest_wait_ms') for m in models), default=0.0):.1f}",
+            f"{_number(stats, 'lateness_p99_us'):.0f}",
+        )
+    return table
+
+
+def _load(shards: dict[str, dict[str, Any]], plan: ClusterPlan | None) -> Table:
+    """The busiest models over all shards."""
+    table = Table(
+        "model", "requests/s", "± per s", "offered", "good", "late", "dropped", "queued", "mean batch",
+        "routes", title="load, since the shards' start", box=box.SIMPLE,
+    )  # fmt: skip
+    together: dict[str, list[dict[str, Any]]] = {}
+    for stats in shards.values():
+        for name, entry in _models(stats).items():
+            together.setdefault(name, []).append(entry)
+    rates = {name: sum(_number(e, "rate") for e in entries) for name, entries in together.items()}
+    for name in sorted(together, key=lambda name: (-rates[name], name))[:MOST_MODELS]:
+        entries = together[name]
+        total = {
+            key: sum(_number(e, key) for e in entries)
+            for key in ("offered", "good", "late", "dropped", "queued", "batches")
+        }
+        served = total["good"] + total["late"]
+        spread = sum((_number(e, "rate_cv") * _number(e, "rate")) ** 2 for e in entries) ** 0.5
+        route = {} if plan is None else plan.routes.get(name, {})
+        _row(
+            table,
+            name,
+            f"{rates[name]:,.1f}",
+            f"{spread:,.1f}",
+            *(f"{total[key]:,.0f}" for key in ("offered", "good", "late", "dropped", "queued")),
+            f"{served / total['batches']:.2f}" if total["batches"] else "–",
+            ", ".join(f"{shard} {weight:.0%}" for shard, weight in route.items()) or "–",
+        )
+    if len(together) > MOST_MODELS:
+        table.caption = f"{len(together) - MOST_MODELS} more"
+    return table
+
+
+def _models(stats: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    models = stats.get("models")
+    if not isinstance(models, dict):
+        return {}
+    return {str(name): entry for name, entry in models.items() if isinstance(entry, dict)}
+
+
+def _number(entry: dict[str, Any], key: str) -> float:
+    value = entry.get(key)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
+
+
+def _some(names: list[str], most: int) -> str:
+    return ", ".join(names[:most]) + (f" … ({len(names)})" if len(names) > most else "")
 
 
 def _row(table: Table, *cells: str) -> None:

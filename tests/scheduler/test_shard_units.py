@@ -14,13 +14,14 @@ from cluster_parts import ANY_PORT
 from helpers import wait_until
 from shard_parts import MS, S, spec
 
+from broker.registry import stats_problem
 from scheduler.core.limits import DUPLICATE, EXPIRED, FULL, HANDED_BACK, REASONS, TYPES, WINDOW
 from scheduler.core.machine import Core
-from scheduler.fleet import Back
 from scheduler.frontends import PARKED, PATIENCE_NS, STATUS_OF, Frontends
 from scheduler.margins import ENOUGH, REMEMBERED, SLICE, Margins
-from scheduler.stats import LATENESS_KEPT, LONGEST_BATCH_NS, Stats
+from scheduler.stats import LATENESS_KEPT, LONGEST_BATCH_NS, MOST_TOLD, Stats, summary
 from scheduler.table import ModelTable
+from scheduler.workers import Back
 from symphony import wire
 from symphony.bus import Bus, Sock, drain
 from symphony.control import Member, ModelSpec
@@ -94,8 +95,11 @@ def _table(*names: str) -> tuple[Core, ModelTable]:
     return core, table
 
 
+NONE_OUT = np.zeros(0, np.int64)
+
+
 def _back(model: int, size: int, good: int, started: int, finished: int, failed: int = 0) -> Back:
-    return Back(*(np.array([value]) for value in (model, size, good, failed, started, finished)))
+    return Back(*(np.array([value]) for value in (model, size, good, failed, started, finished, 0)))
 
 
 def test_counters_by_model() -> None:
@@ -105,14 +109,14 @@ def test_counters_by_model() -> None:
     stats.dropped(np.array([1, 9], np.int64), 2)
     stats.completed(_back(1, 4, 2, 50, 100), 2)
     stats.completed(_back(1, 1, 1, 100, 150, failed=1), 2)  # in time, but failed
-    report = stats.report(200, core, table, 2)
-    assert report["models"]["a"] == {
+    report = stats.report(200, core, table, range(2), NONE_OUT)
+    counters = ("offered", "good", "late", "dropped", "queued", "batches", "mean_batch")
+    models = {name: {key: entry[key] for key in counters} for name, entry in report["models"].items()}
+    assert models["a"] == {
         "offered": 1, "good": 0, "late": 0, "dropped": 0, "queued": 0, "batches": 0, "mean_batch": None,
-        "measured_over_profiled": None,
     }  # fmt: skip
-    assert report["models"]["b"] == {
+    assert models["b"] == {
         "offered": 2, "good": 2, "late": 3, "dropped": 1, "queued": 0, "batches": 2, "mean_batch": 2.5,
-        "measured_over_profiled": None,
     }  # fmt: skip
     assert (report["v"], report["at"], report["gpus"]) == (1, 200, 2)
 
@@ -123,30 +127,30 @@ def test_counters_grow_with_the_table_and_keep_what_they_had() -> None:
     stats.submitted(np.array([0], np.uint32), 1)
     table.learn(0, spec("b"))
     stats.submitted(np.array([1, 1], np.uint32), 2)
-    models = stats.report(1, core, table, 0)["models"]
+    models = stats.report(1, core, table, range(0), NONE_OUT)["models"]
     assert (models["a"]["offered"], models["b"]["offered"]) == (1, 2)
 
 
 def test_the_busy_share_is_that_of_the_time_since_the_last_report() -> None:
     core, table = _table("a")
     stats = Stats()
-    assert stats.report(1_000, core, table, 2)["busy_share"] is None
+    assert stats.report(1_000, core, table, range(2), NONE_OUT)["busy_share"] is None
     stats.completed(_back(0, 1, 1, 1_000, 1_500), 1)
     stats.completed(_back(0, 1, 1, 1_200, 1_300), 1)
-    assert stats.report(2_000, core, table, 2)["busy_share"] == pytest.approx(0.3)
-    assert stats.report(3_000, core, table, 2)["busy_share"] == 0.0
-    assert stats.report(3_000, core, table, 2)["busy_share"] is None, "no time has passed"
-    assert stats.report(4_000, core, table, 0)["busy_share"] is None, "no GPUs"
+    assert stats.report(2_000, core, table, range(2), NONE_OUT)["busy_share"] == pytest.approx(0.3)
+    assert stats.report(3_000, core, table, range(2), NONE_OUT)["busy_share"] == 0.0
+    assert stats.report(3_000, core, table, range(2), NONE_OUT)["busy_share"] is None, "no time has passed"
+    assert stats.report(4_000, core, table, range(0), NONE_OUT)["busy_share"] is None, "no GPUs"
 
 
 def test_times_that_cannot_be_make_no_absurd_busy_share() -> None:
     core, table = _table("a")
     stats = Stats()
-    stats.report(1_000, core, table, 1)
+    stats.report(1_000, core, table, [0], NONE_OUT)
     stats.completed(_back(0, 1, 0, 2**62, -(2**62)), 1)
     stats.completed(_back(0, 1, 0, -(2**61), 2**61), 1)
     elapsed = 10 * LONGEST_BATCH_NS
-    assert stats.report(1_000 + elapsed, core, table, 1)["busy_share"] == pytest.approx(0.1)
+    assert stats.report(1_000 + elapsed, core, table, [0], NONE_OUT)["busy_share"] == pytest.approx(0.1)
 
 
 def test_lateness_is_that_of_the_last_timers() -> None:
@@ -344,3 +348,47 @@ def test_a_full_pipe_is_counted(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("scheduler.frontends.send", lambda *_: False)
     desk.frontends.answer(0, _keys(1, 1), np.zeros(1, np.uint8))
     assert desk.faults.counts == {"answer-pipe-full": 1}
+
+
+def test_rates_waits_and_sizes_by_model_and_idle_times_by_gpu() -> None:
+    core, table = _table("a", "b")
+    core.add_gpu(0, 3, 0, [0, 1])
+    stats = Stats()
+    for second in range(1, 5):
+        stats.submitted(np.zeros(10 if second % 2 else 30, np.uint32), 2)
+        report = stats.report(second * S, core, table, [3, 4], NONE_OUT)
+    assert report["models"]["a"]["rate"] == pytest.approx(70 / 3, abs=0.01)
+    assert report["models"]["a"]["rate_cv"] > 0.3
+    assert report["models"]["b"] | {"rate": 0.0, "rate_cv": 0.0, "batch_sizes": []} == report["models"]["b"]
+    sizes = np.array([1, 2, 3, 4, 5])
+    ones = np.ones(5, np.int64)
+    stats.completed(Back(ones, sizes, sizes, 0 * ones, ones * 4 * S, ones * (4 * S + S // 10), ones * 3), 2)
+    report = stats.report(5 * S, core, table, [3, 4], NONE_OUT)
+    assert report["models"]["b"]["batch_sizes"] == [1, 1, 2, 1]
+    assert report["gpu"] == {"number": [3, 4], "busy": [0.5, 0.0], "idle_ms": [900, -1]}
+    report = stats.report(6 * S, core, table, [3], np.array([3]))
+    assert report["gpu"] == {"number": [3], "busy": [0.0], "idle_ms": [0]}
+    assert "gpu" not in summary(report)
+
+
+def test_the_oldest_wait_is_that_of_the_head_of_the_queue() -> None:
+    core, table = _table("a")
+    core.add_gpu(0, 1, 0, [0])
+    for first, n in ((1, 8), (9, 4)):  # one batch takes the GPU, the next has to wait for it
+        keys = np.arange(first, first + n, dtype=np.uint64)
+        core.submit(0, np.zeros(n, np.uint32), np.full(n, 10 * S, np.int64), keys)
+    report = Stats().report(2 * S, core, table, [1], np.array([1]))
+    assert report["models"]["a"]["queued"] == 4
+    assert report["models"]["a"]["oldest_wait_ms"] == 2_000
+
+
+def test_a_heartbeat_carries_the_busiest_models_only() -> None:
+    core, table = _table(*(f"m{i}" for i in range(MOST_TOLD + 5)))
+    stats = Stats()
+    stats.submitted(np.full(3, MOST_TOLD + 4, np.uint32), MOST_TOLD + 5)
+    report = stats.report(1, core, table, [], NONE_OUT)
+    assert len(report["models"]) == MOST_TOLD + 5
+    told = summary(report)["models"]
+    assert len(told) == MOST_TOLD
+    assert f"m{MOST_TOLD + 4}" in told
+    assert not stats_problem(summary(report))
