@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,6 +36,35 @@ def _importable(folder: Path) -> Iterator[None]:
             sys.path.remove(entry)
 
 
+_MARKS: dict[str, tuple[int, int]] = {}
+"""By file of a module beside a definition: its time and size when it was imported."""
+
+
+def _imported(name: str, base: Path) -> ModuleType:
+    """Import a module; one that lies in ``base`` and has changed since anew, beside what was made of the
+    old one, which goes on as it is."""
+    held = sys.modules.get(name)
+    file = getattr(held, "__file__", None)
+    if isinstance(file, str) and file in _MARKS and _mark(file) != _MARKS[file]:
+        del sys.modules[name]
+        # Bytecode is told from its source by whole seconds and the size.
+        Path(importlib.util.cache_from_source(file)).unlink(missing_ok=True)
+        importlib.invalidate_caches()
+    module = importlib.import_module(name)
+    file = getattr(module, "__file__", None)
+    if isinstance(file, str) and Path(file).resolve().is_relative_to(base.resolve()):
+        _MARKS[file] = _mark(file)
+    return module
+
+
+def _mark(file: str) -> tuple[int, int]:
+    try:
+        status = os.stat(file)
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
+
+
 def resolve(definition: Definition, key: str, reference: str) -> Callable[..., Any]:
     """The function that ``module:function`` names; modules beside the definition's file are found.
 
@@ -43,7 +75,7 @@ def resolve(definition: Definition, key: str, reference: str) -> Callable[..., A
     origin = f"model {definition.name!r}: {key}: {reference!r}"
     try:
         with _importable(definition.base):
-            module = importlib.import_module(module_name)
+            module = _imported(module_name, definition.base)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise DefinitionError(

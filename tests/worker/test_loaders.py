@@ -15,6 +15,7 @@ from helpers import wait_until
 from symphony.profile_file import FORMAT
 from worker.definition import Definition, DefinitionError, load_definition
 from worker.executor import Executor
+from worker.versions import fingerprint
 
 torch = pytest.importorskip("torch", reason="models need PyTorch")
 pytestmark = pytest.mark.zoo
@@ -135,6 +136,25 @@ def test_hooks_that_the_definition_names(tmp_path: Path, net: Any) -> None:
     made = definition(tmp_path, preprocess="loaders_net:double", postprocess="loaders_net:negative")
     x, y = answer(made)
     np.testing.assert_allclose(y, -expected(net, 2 * x), rtol=1e-5)
+
+
+def test_a_module_that_changes_is_loaded_anew_and_the_old_one_goes_on(tmp_path: Path) -> None:
+    from worker.torch_device import TorchDevice
+
+    file = tmp_path / "changing_net.py"
+    file.write_text(NET.replace("return self.layer(x)", "return x[:, :2] + 1"))
+    device, made = TorchDevice("cpu"), definition(tmp_path, loader="changing_net:load")
+    item = {"x": np.zeros(3, np.float32)}
+
+    def run(key: str) -> Any:
+        return device.collect(device.launch(key, device.prepare(key, [item]), 1)).outputs["y"].tolist()
+
+    first = fingerprint(made)
+    device.load("net#1", made)
+    file.write_text(NET.replace("return self.layer(x)", "return x[:, :2] + 2"))
+    assert fingerprint(made) != first
+    device.load("net#2", made)
+    assert (run("net#1"), run("net#2")) == ([[1, 1]], [[2, 2]])
 
 
 def test_a_program_whose_batch_dimension_is_fixed_is_refused(tmp_path: Path) -> None:
