@@ -279,9 +279,7 @@ def main() -> None:
 @main.command()
 @click.argument("path", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON lines; added to if there.")
-@click.option(
-    "--only", multiple=True, help="Cells whose name contains this word, like 'gamma:0.1'; repeatable."
-)
+@click.option("--only", multiple=True, help="Cells with this value on an axis, like gpus=8; repeatable.")
 @click.option("--seed", "seeds", type=int, multiple=True, help="These seeds instead of the file's.")
 @click.option("--policy", "policies", multiple=True, help="These policies instead of the file's.")
 @click.option("--sample", type=click.IntRange(1), help="So many of the cells, drawn with the seed 1.")
@@ -298,7 +296,8 @@ def run(
     """Find all goodputs that are not in the output file yet."""
     try:
         grid = load_grid(path)
-        todo = [cell for cell in cells(grid) if all(f" {word} " in f" {cell.name} " for word in only)]
+        wanted = [word.partition("=") for word in only]
+        todo = [cell for cell in cells(grid) if all(str(cell.axes.get(key)) == v for key, _, v in wanted)]
         if sample is not None and sample < len(todo):
             todo = random.Random(1).sample(todo, sample)
         for policy in policies or grid.policies:
@@ -318,6 +317,8 @@ def run(
         Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as bar,
         out.open("a") as file,
     ):
+        if file.tell() and not out.read_bytes().endswith(b"\n"):
+            file.write("\n")  # behind a line that was cut off
         names = policies or grid.policies
         task = bar.add_task("", total=len(todo) * len(seeds or grid.seeds))
         for cell, seed in product(todo, seeds or grid.seeds):

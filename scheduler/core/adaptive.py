@@ -28,7 +28,7 @@ STEPS: Final = 16
 """Looks at the idle share within its time constant."""
 MEMORY: Final = 4.0
 """Time constant of the idle share, in mean latency budgets."""
-SLACK: Final = 0.3
+SLACK: Final = 0.2
 """Idle share from which the sustaining batch is all that is waited for; at half of it, the full one."""
 
 

@@ -17,16 +17,18 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-BUSY: Final = 0.7
+BUSY: Final = 0.8
 """The sustaining batch would keep this share of the GPUs busy."""
 SPREAD: Final = 1.5
 """GPUs that a model must need at saturation for deferring to pay."""
+POOLED: Final = 0.5
+"""As a share of ``SPREAD``, what is enough where the GPUs are many: one is free when it is needed."""
 MAJORITY: Final = 0.75
 """Share of the need that waiting models must have, or none waits."""
 HEADROOM: Final = 0.2
 """GPUs above the need, as a share of it, with the dial at its end."""
 BURST: Final = 4.0
-"""Standard deviations of the arrivals within a budget that count as a burst."""
+"""Standard deviations, beyond those of Poisson arrivals, that count as a burst within a budget."""
 LOSS: Final = 0.01
 """Share of bad requests that the drop target is chosen for."""
 
@@ -80,8 +82,13 @@ class Plan:
 
 
 def fluid_batch(load: Load, scale: float) -> Floats:
-    """The continuous b ≥ 1 with b/(scale·rate) + l(b) + b·data = budget, at most the largest batch."""
-    gap = 1.0 / np.maximum(scale * load.rate, 1e-9) + load.data
+    """The continuous b ≥ 1 with (b − 1)/(scale·rate) + l(b) + b·data = budget, at most the largest batch.
+
+    The first request of a batch waits for nobody: it starts the clock.
+    """
+    gather = 1.0 / np.maximum(scale * load.rate, 1e-9)
+    gap = gather + load.data
+    budget = load.budget + gather
     low = np.ones(len(load.rate), dtype=np.int64)
     high = load.most.copy()
     while True:
@@ -89,12 +96,12 @@ def fluid_batch(load: Load, scale: float) -> Floats:
         if not open_.any():
             break
         middle = (low + high + 1) // 2
-        fits = load.latency(middle) + middle * gap <= load.budget
+        fits = load.latency(middle) + middle * gap <= budget
         low = np.where(open_ & fits, middle, low)
         high = np.where(open_ & ~fits, middle - 1, high)
     first = load.latency(low) + low * gap
     rise = load.latency(np.minimum(low + 1, load.most)) - load.latency(low) + gap
-    part = np.where(low < load.most, (load.budget - first) / rise, 0.0)
+    part = np.where(low < load.most, (budget - first) / rise, 0.0)
     return np.asarray(low + np.clip(part, 0.0, 1.0))
 
 
@@ -169,21 +176,23 @@ def make_plan(load: Load, dial: float = 0.0) -> Plan:
     one = load.latency(np.ones_like(full))
     second = np.minimum(np.maximum(full, 2), load.most)
     slope = (load.latency(second) - one) / np.maximum(second - 1, 1)
-    waits = (share > SPREAD) & (one >= 2.0 * slope)
+    spread = SPREAD * (POOLED + (1.0 - POOLED) * min(1.0, 8.0 / load.gpus))
+    waits = (share > spread) & (one >= 2.0 * slope)
     if float(share[waits].sum()) < MAJORITY * float(share.sum()):
         waits = np.zeros_like(waits)
     # A batch started early costs its fixed time c if a burst follows, and is worth its work a·b: where a
     # burst would be too much for the GPUs in such batches, b must be worth it.
     inflow = float((load.rate * load.budget).sum())
-    surge = BURST * math.sqrt(load.dispersion / max(inflow, 1e-9))
+    surge = BURST * math.sqrt(max(0.0, load.dispersion - 1.0) / max(inflow, 1e-9))
     fixed = np.maximum(one - slope, 0.0) / np.maximum(slope, 1e-12)
     worth = _rounded(load, np.minimum(surge * fixed, load.most))
     need = float((load.rate * load.latency(full) / full).sum())
-    gpus = load.gpus
+    gpus, shared = load.gpus, float(load.gpus)
     if dial > 0.0:
-        gpus = min(gpus, math.ceil(need * (1.0 + HEADROOM / dial)) + 1)
-    worth = np.minimum(worth, sustaining(load, gpus / (1.0 + surge)))
-    sustain = np.minimum(np.maximum(sustaining(load, BUSY * gpus), worth), full)
+        shared = min(shared, need * (1.0 + HEADROOM / dial))
+        gpus = min(gpus, math.ceil(shared) + 1)
+    worth = np.minimum(worth, sustaining(load, shared / (1.0 + surge)))
+    sustain = np.minimum(np.maximum(sustaining(load, BUSY * shared), worth), full)
     guard, guard_ns = _guard(load, sustain, one)
     return Plan(full, sustain, waits, drop_target(load, fluid), guard, guard_ns, gpus, scale)
 

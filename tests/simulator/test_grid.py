@@ -1,0 +1,117 @@
+"""The grid study: cells, the search, lines that survive an interruption, the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import simulator.grid
+from simulator.experiment import Experiment, ExperimentError
+from simulator.grid import BEHIND, FINE, cells, load_grid, main, read_lines, search, summarize_lines
+
+EXPERIMENTS = Path(simulator.grid.__file__).parent / "experiments"
+GRID = """
+policies: [adaptive, eager]
+axes:
+  models: [1, 2]
+  gpus: [2]
+  slo: {medium: 5}
+  arrivals: [poisson]
+  popularity: [equal, "zipf:1.1"]
+  profiles: {r50: [resnet50]}
+network: {control_us: 100, data_us: 50, result_us: 2000}
+noise: 0.01
+requests: 3000
+seconds: [1, 2]
+"""
+
+
+@pytest.fixture
+def grid_file(tmp_path: Path) -> Path:
+    path = tmp_path / "grid.yaml"
+    path.write_text(GRID)
+    return path
+
+
+def test_one_model_has_no_popularity(grid_file: Path) -> None:
+    found = list(cells(load_grid(grid_file)))
+    assert [cell.name for cell in found] == [
+        "1 2 medium poisson equal r50",
+        "2 2 medium poisson equal r50",
+        "2 2 medium poisson zipf:1.1 r50",
+    ]
+    one = found[0].experiment
+    assert one.models[0].slo_ms == pytest.approx(5 * (1.082 + 5.204) + 2.15)
+    assert sum(group.rate * group.count for group in one.models) == pytest.approx(found[0].ideal)  # type: ignore[operator]
+    assert 0 < one.margin_us < 0.01 * 1.645 * one.models[0].slo_ms * 1e3
+
+
+@pytest.mark.parametrize("name", ["grid.yaml", "grid_tuning.yaml"])
+def test_the_grids_that_come_along(name: str) -> None:
+    grid = load_grid(EXPERIMENTS / name)
+    assert len(list(cells(grid))) > 200
+
+
+def test_tuned_on_and_reported_on_share_nothing() -> None:
+    tuned, reported = load_grid(EXPERIMENTS / "grid_tuning.yaml"), load_grid(EXPERIMENTS / "grid.yaml")
+    assert not set(tuned.seeds) & set(reported.seeds)
+    rows = [{row for group in grid.axes.profiles.values() for row in group} for grid in (tuned, reported)]
+    assert not rows[0] & rows[1]
+
+
+def test_an_unknown_key(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(GRID + "axis: 1\n")
+    with pytest.raises(ExperimentError, match="axis: unknown key"):
+        load_grid(path)
+
+
+@pytest.mark.parametrize(("limit", "best"), [(0.93, 0.0), (0.93, 0.95), (1.31, 1.0), (0.02, 1.0), (0.4, 1.2)])
+def test_the_search_finds_the_limit(monkeypatch: pytest.MonkeyPatch, limit: float, best: float) -> None:
+    def bad(_: Experiment, __: str, scale: float) -> float:
+        return 0.0 if scale < limit else 0.5
+
+    monkeypatch.setattr(simulator.grid, "bad_share", bad)
+    found = search(None, "eager", best)  # type: ignore[arg-type]
+    wide = 0.02 if limit < BEHIND * best else FINE
+    assert limit * (1 - 1.1 * wide) <= found < limit
+
+
+def test_a_run_goes_on_where_it_stopped(grid_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = grid_file.parent / "lines.jsonl"
+    arguments = ["run", str(grid_file), "--out", str(out), "--only", "models=1"]
+    assert CliRunner().invoke(main, arguments, catch_exceptions=False).exit_code == 0
+    lines = read_lines(out)
+    assert [(line["policy"], line["seed"]) for line in lines] == [("adaptive", 1), ("eager", 1)]
+    assert all(0.3 < line["rps"] / line["ideal"] < 1.3 for line in lines)
+    text = out.read_text()
+    out.write_text(text.splitlines()[0] + "\n" + text.splitlines()[1][:20])  # cut off while writing
+    ran: list[str] = []
+
+    def counted(experiment: Experiment, policy: str, best: float) -> float:
+        ran.append(policy)
+        return 0.5
+
+    monkeypatch.setattr(simulator.grid, "search", counted)
+    assert CliRunner().invoke(main, arguments, catch_exceptions=False).exit_code == 0
+    assert ran == ["eager"]
+    shown = CliRunner().invoke(main, ["report", str(grid_file), str(out), "--json"], catch_exceptions=False)
+    rows = json.loads(shown.output)
+    assert [row["cell"] for row in rows] == ["1 2 medium poisson equal r50"]
+    assert rows[0]["best"] == "eager"
+
+
+def test_the_report_compares_on_common_seeds() -> None:
+    def line(policy: str, seed: int, rps: float) -> dict[str, Any]:
+        return {"cell": "c", "axes": {}, "policy": policy, "seed": seed, "rps": rps, "ideal": 100.0}
+
+    lines = [line("adaptive", 1, 90), line("adaptive", 2, 100), line("eager", 1, 80), line("eager", 2, 120)]
+    lines += [line("target", 1, 50), line("target", 2, 70), line("adaptive", 3, 1)]
+    (row,) = summarize_lines(lines, "adaptive")
+    assert (row["seeds"], row["best"], row["rps"]) == (2, "eager", 95)
+    assert row["to_best"] == pytest.approx(0.95)
+    assert row["spread"] == pytest.approx(90 / 80 - 100 / 120)
