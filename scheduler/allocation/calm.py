@@ -179,16 +179,20 @@ def repair(problem: Problem, now: Division, band: Band, clock: Clock) -> Divisio
     state.evict()
     if not state.settle_strays():
         return None
+    settled: Division | None = None
     for _ in range(2 * len(problem.models)):
         division = divide(problem, state.placement, clock, now)
         settled = settle(problem, division, now, band)
-        if band.holds(settled):
-            return settled
-        if clock.left <= 0 or division.missed > band.missed:
-            return None
-        if not state.relieve(division, division.total > band.gpus):
-            return None
-    return None
+        if band.holds(settled) or clock.left <= 0 or settled.missed > band.missed:
+            break
+        fewer = settled.total > band.gpus
+        if not state.relieve(settled, fewer) and (fewer or not state.share_out(settled)):
+            break
+    if settled is None or band.holds(settled):
+        return settled
+    # Balance alone, if no single move mends it, is no reason to plan everything anew.
+    fine = settled.missed <= band.missed and settled.total <= band.gpus
+    return settled if fine and problem.cluster.tolerance else None
 
 
 class _State:
@@ -275,6 +279,25 @@ class _State:
         _, m, s, p = best
         self.placement[m][p] = self.placement[m].pop(s)
         return True
+
+    def share_out(self, division: Division) -> bool:
+        """Give a part of the fullest shard's largest model to the emptiest shard; False if none can."""
+        problem, load = self.problem, division.load
+        held = members(problem, self.placement)
+        full = max(range(problem.shards), key=lambda s: load[s])
+        m = max(held[full], key=lambda m: (self.work(m, full, self.placement[m][full]), m))
+        share = self.placement[m][full]
+        mine = self.work(m, full, share)
+        for p in sorted(range(problem.shards), key=lambda s: (m not in held[s], load[s], s)):
+            gap = load[full] - load[p]
+            here = held[p] if m in held[p] else [*held[p], m]
+            if p == full or mine <= EPSILON or gap <= 0.1 * load[full] or not self.fits(p, here):
+                continue
+            part = share * min(0.5, gap / (2 * mine))
+            self.placement[m][full] = share - part
+            self.placement[m][p] = self.placement[m].get(p, 0.0) + part
+            return True
+        return False
 
 
 def spread(problem: Problem, best: Division, now: Division | None) -> Division:

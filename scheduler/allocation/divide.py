@@ -1,7 +1,8 @@
 """GPUs for given placements: how many of which type each shard gets, and what then remains unserved.
 
 With one GPU type and enough of it this is a division with rounding up. Otherwise it is a small program:
-fractions f[m, s, t] of a model's load that a shard runs on a type, whole GPUs n[s, t].
+fractions f[m, s, t] of a model's load that a shard runs on a type, whole GPUs n[s, t]; and where the solver
+gives no answer, a division by hand.
 """
 
 from __future__ import annotations
@@ -43,8 +44,13 @@ class Division:
             1 for m in self.unserved if m not in self.placement
         )
 
-    def better(self, other: Division) -> bool:
-        """Whether this one comes before the other in the order of the objectives (without moves)."""
+    def better(self, other: Division, slack: int = 0) -> bool:
+        """Whether this one comes before the other in the order of the objectives (without moves).
+
+        A difference of up to ``slack`` GPUs is none.
+        """
+        if abs(self.total - other.total) <= slack and abs(self.missed - other.missed) <= EPSILON:
+            return self.peak < other.peak
         for mine, theirs in (
             (self.missed, other.missed),
             (float(self.total), float(other.total)),
@@ -139,7 +145,43 @@ def _divide(
         division = _program(problem, placement, clock, now, fixed, headroom, serve_all)
         if division is not None:
             return division
-    return _nothing(problem)
+    return by_hand(problem, placement, headroom)
+
+
+def by_hand(problem: Problem, placement: Placement, headroom: float) -> Division:
+    """Without a solver: each shard takes GPUs of one type, the shards with most load choosing first."""
+    held = members(problem, placement)
+    left = list(problem.count)
+    result = _nothing(problem)
+    need: dict[tuple[int, int], float] = {}
+    for s, models in enumerate(held):
+        for t in types_of(problem, models) if models else ():
+            need[s, t] = sum(problem.work(m, t, placement[m][s]) for m in models)
+    least = {s: min((work for (at, _), work in need.items() if at == s), default=0.0) for s, _ in need}
+    served = [0.0] * len(problem.models)
+    kept: Placement = {}
+    for s in sorted(least, key=lambda s: (-least[s], s)):
+        there = [(gpus_for(need[s, t], headroom), t) for t in range(problem.types) if (s, t) in need]
+        enough = [(count, t) for count, t in there if count <= left[t]]
+        count, t = min(enough) if enough else max((left[t], t) for _, t in there)
+        if not count:
+            continue
+        left[t] -= count
+        result.gpus[s][t] = count
+        part = min(1.0, headroom * count / need[s, t]) if need[s, t] > 0 else 1.0
+        result.load[s] = part * need[s, t]
+        for m in held[s]:
+            share = placement[m][s]
+            kept.setdefault(m, {})[s] = share
+            result.flows[m, s, t] = part * share
+            served[m] += part * share
+    result.placement = {m: _whole(where) for m, where in sorted(kept.items())}
+    result.unserved = {
+        m: float(rate) * max(0.0, 1 - served[m])
+        for m, rate in enumerate(problem.rate)
+        if m not in kept or served[m] < 1 - EPSILON
+    }
+    return result
 
 
 def _program(

@@ -9,18 +9,27 @@ GPUs grows. What a packing leaves to wish for, moves and swaps off the fullest s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from .bound import Bound
-from .divide import Division, divide
+from .divide import Division, divide, members, types_of
 from .program import Clock
 from .work import EPSILON, Floats, Placement, Problem
 
-SHARES = 1e-3
+SHARES: Final = 1e-3
 """A fraction of a model on another type below this is not worth a place there."""
+ENOUGH: Final = 0.02
+"""Shards of one type each that are this near to the bound need no rival of mixed ones."""
+ROUNDS: Final = 200
+EVEN: Final = 0.002
+"""The fullest shard is improved that often at most, and until it is this near to the mean. Packings that
+differ by this share of the GPUs, a whole one at least, are ranked by their balance."""
+SLACK: Final = 1.1
+"""Times the memory that models take, for what packing wastes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +45,21 @@ class Item:
 def greedy(problem: Problem, bound: Bound, clock: Clock) -> Division:
     """The best of a few packings, divided among GPUs."""
     best: Division | None = None
-    for placement in (*_by_type(problem, bound), *_mixed(problem, bound)):
-        division = divide(problem, placement, clock)
-        if best is None or division.better(best):
-            best = division
-        if best.missed <= bound.unserved + EPSILON and best.total <= bound.gpus:
+    for pack_all in (_by_type, _mixed):
+        for placement in pack_all(problem, bound):
+            division = divide(problem, placement, clock)
+            if best is None or division.better(best, math.floor(EVEN * bound.gpus)):
+                best = division
+            near = best.peak <= bound.peak * (1 + ENOUGH)
+            if best.missed <= bound.unserved + EPSILON and best.total <= bound.gpus and near:
+                return best
+        good = best is not None and best.missed <= bound.unserved * (1 + ENOUGH) + EPSILON
+        if best is not None and good and best.total <= bound.gpus * (1 + ENOUGH):
             break
     return best if best is not None else divide(problem, {}, clock)
 
 
-def _by_type(problem: Problem, bound: Bound) -> list[Placement]:
+def _by_type(problem: Problem, bound: Bound) -> Iterator[Placement]:
     """Each shard with GPUs of one type."""
     loads = np.zeros(problem.types)
     for m, parts in enumerate(bound.flows):
@@ -54,9 +68,14 @@ def _by_type(problem: Problem, bound: Bound) -> list[Placement]:
     homes = [_home(problem, bound, m) for m in range(len(problem.models))]
     used = sorted({t for home in homes for t in home})
     if not used or len(used) > problem.shards:
-        return []
-    shards = _deal([float(loads[t]) for t in used], problem.shards)
-    results: list[Placement] = []
+        return
+    least = []
+    for t in used:
+        size = sum(float(problem.memory[m]) for m, home in enumerate(homes) if t in home)
+        least.append(max(1, math.ceil(SLACK * size / problem.room[t])) if problem.room[t] else 1)
+    if sum(least) > problem.shards:
+        return
+    shards = _deal([float(loads[t]) for t in used], least, problem.shards)
     for split in (False, True):
         if split and max(problem.parts, default=1) == 1:
             continue
@@ -73,8 +92,21 @@ def _by_type(problem: Problem, bound: Bound) -> list[Placement]:
                     )
             pack(problem, items, list(range(first, first + number)), problem.room[t], placement)
             first += number
-        results.append(placement)
-    return results
+        _complete(problem, placement)
+        yield placement
+
+
+def _complete(problem: Problem, placement: Placement) -> None:
+    """Models that found no memory go where a type remains that may hold all, the emptiest shard first."""
+    held = members(problem, placement)
+    for m in problem.order:
+        if m in placement or not any(problem.fits[m]):
+            continue
+        for s in sorted(range(problem.shards), key=lambda s: (sum(problem.memory[held[s]]), s)):
+            if types_of(problem, [*held[s], m]):
+                placement[m] = {s: 1.0}
+                held[s].append(m)
+                break
 
 
 def _home(problem: Problem, bound: Bound, m: int) -> dict[int, float]:
@@ -89,15 +121,14 @@ def _home(problem: Problem, bound: Bound, m: int) -> dict[int, float]:
     return {t: part / total for t, part in parts.items()}
 
 
-def _mixed(problem: Problem, bound: Bound) -> list[Placement]:
+def _mixed(problem: Problem, bound: Bound) -> Iterator[Placement]:
     """Every shard with whatever its models can use; only where types differ."""
     if problem.types == 1:
-        return []
+        return
     homes = [_home(problem, bound, m) for m in range(len(problem.models))]
     used = {t for home in homes for t in home}
     if not used:
-        return []
-    results = []
+        return
     for room in sorted({problem.room[t] for t in used}):
         for split in (False, True):
             if split and max(problem.parts, default=1) == 1:
@@ -109,8 +140,8 @@ def _mixed(problem: Problem, bound: Bound) -> list[Placement]:
                     items += _items(problem, m, t, 1.0, problem.parts[m] if split else 1, served)
             placement: Placement = {}
             pack(problem, items, list(range(problem.shards)), room, placement)
-            results.append(placement)
-    return results
+            _complete(problem, placement)
+            yield placement
 
 
 def _items(problem: Problem, m: int, t: int, share: float, parts: int, served: float) -> list[Item]:
@@ -119,10 +150,10 @@ def _items(problem: Problem, m: int, t: int, share: float, parts: int, served: f
     return [Item(m, part, load, float(problem.memory[m]))] * parts
 
 
-def _deal(loads: Sequence[float], shards: int) -> list[int]:
-    """So many shards to each, at least one, and the next always where most load falls to one."""
-    number = [1] * len(loads)
-    for _ in range(shards - len(loads)):
+def _deal(loads: Sequence[float], least: Sequence[int], shards: int) -> list[int]:
+    """So many shards to each, at least ``least``, and the next always where most load falls to one."""
+    number = list(least)
+    for _ in range(shards - sum(least)):
         number[max(range(len(loads)), key=lambda i: loads[i] / number[i])] += 1
     return number
 
@@ -139,17 +170,12 @@ def pack(problem: Problem, items: list[Item], shards: list[int], room: float, pl
     orders = _orders(items, problem.headroom * fewest / len(shards), room)
     chosen: list[int] | None = None
     order = orders[0]
-    for extra in [0, 1, 2, 3, *(2**k for k in range(2, 16))]:
-        for used in _numbers(len(shards), fewest + extra, sum(item.memory for item in items), room):
-            quotas = _quotas([item.load for item in orders[0]], fewest + extra, used, problem.headroom)
-            for order in orders:
-                chosen = _fill(order, quotas, room)
-                if chosen is not None:
-                    break
-            if chosen is not None:
+    boundless = np.full(len(shards), np.inf)
+    if any(_fill(order, boundless, room) is not None for order in orders):
+        for extra in [0, 1, 2, 3, *(2**k for k in range(2, 16))]:
+            order, chosen = _packed(orders, len(shards), fewest + extra, room, problem.headroom)
+            if chosen is not None or extra > len(shards) + len(items):
                 break
-        if chosen is not None or extra > len(shards) + len(items):
-            break
     if chosen is None:
         order, chosen = _most(problem, [*orders, _worth(problem, items)], len(shards), room)
     chosen = smooth(order, chosen, len(shards), room, problem.headroom)
@@ -163,6 +189,19 @@ def pack(problem: Problem, items: list[Item], shards: list[int], room: float, pl
             total = sum(where.values())
             if total < 1 - 1e-9 and item.share == 1.0:
                 placement[item.model] = {s: share / total for s, share in where.items()}
+
+
+def _packed(
+    orders: list[list[Item]], shards: int, gpus: int, room: float, headroom: float
+) -> tuple[list[Item], list[int] | None]:
+    """An order that fits that many GPUs, on as many of the shards as possible, with its places."""
+    for used in _numbers(shards, gpus, sum(item.memory for item in orders[0]), room):
+        quotas = _quotas([item.load for item in orders[0]], gpus, used, headroom)
+        for order in orders:
+            chosen = _fill(order, quotas, room)
+            if chosen is not None:
+                return order, chosen
+    return orders[0], None
 
 
 def _worth(problem: Problem, items: list[Item]) -> list[Item]:
@@ -255,7 +294,10 @@ def smooth(order: list[Item], chosen: list[int], shards: int, room: float, headr
             load[place] += item.load
             memory[place] += item.memory
     chosen = list(chosen)
-    for _ in range(4 * len(order)):
+    mean = float(load.sum()) / shards
+    for _ in range(min(ROUNDS, 4 * len(order))):
+        if float(load.max()) <= mean * (1 + EVEN):
+            break
         change = _relief(order, chosen, load, memory, room, headroom)
         if change is None:
             break

@@ -13,6 +13,7 @@ BENCHMARKS: Final[dict[str, str]] = {
     "loading": "How much loading a model disturbs one that serves.",
     "engine": "What the client's engine costs per request.",
     "latency": "Round trip beyond the model's own time, and timer lateness.",
+    "placement": "GPUs, balance and moves of the allocator beside round-robin and first fit.",
     "rate": "The highest rate with bad < 1 % through one live shard.",
     "simulate": "The simulator: 10,000 GPUs at 7 million requests/s, and the search of one goodput.",
     "wire": "Millions of requests per second through live shards over TCP.",
