@@ -20,15 +20,20 @@ from typing import Any, Final
 import msgpack
 import zmq
 
+from scheduler.actuators.base import request_of
+from scheduler.actuators.command import CommandActuator
 from scheduler.allocation import AllocationError, Network, Plan, allocate
 from scheduler.census import leader_of
 from scheduler.epochs import Action, Allocate, Epochs, Offer, Tell, View
 from scheduler.leadership import LeaderSettings
+from scheduler.subclusters import SubClusters
 from symphony.bus import Bus, send
 from symphony.clock import ClusterClock
+from symphony.control import encode_control
 from symphony.faults import Faults
 from symphony.membership import MemberChanged, Membership, Proposed, Published, Refusal, describe
 from symphony.plans import Propose
+from symphony.scaling import EpochConfig
 from symphony.stopping import StopRequest
 from symphony.supervisor import die_with_parent
 from symphony.topics import decode_body
@@ -48,7 +53,14 @@ class Leader:
         self.faults = Faults(_log)
         self.stopping = StopRequest()
         network = Network(settings.control_us, settings.data_us, settings.result_us)
-        self._epochs = Epochs(settings.shard, settings.epoch, network)
+        self._epochs = Epochs(settings.shard, settings.epoch or EpochConfig(seconds=0), network)
+        spent = settings.control_us + settings.result_us
+        self._scaling = SubClusters(
+            settings.shard, settings.autoscale, round(spent * 1e3), round(settings.data_us * 1e3)
+        )
+        self._actuator: CommandActuator | None = None
+        if settings.autoscale.actuator == "command":
+            self._actuator = CommandActuator(settings.autoscale.command, settings.autoscale.command_timeout_s)
         self._clock = ClusterClock()
         self._answers: list[tuple[Plan | None, str]] = []
         self._ear, self._bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -77,7 +89,9 @@ class Leader:
                 waiter.close()
                 bus.close(linger_ms=100)
                 self.stopping.close()
-                if self._solving is not None:
+                if self._actuator is not None:
+                    self._actuator.close()
+                if self._solving is not None and s.epoch is not None:
                     self._solving.join(s.epoch.time_limit_s)
 
     def _loop(self, waiter: Waiter) -> None:
@@ -101,6 +115,7 @@ class Leader:
                     continue
                 case MemberChanged("leave" | "death", member):
                     self._epochs.census.gone(member.id)
+                    self._scaling.gone(member.id)
                 case Proposed(reason=reason):
                     self._epochs.answered(self._clock.now(), not reason)
                 case Refusal(reason=reason):
@@ -123,6 +138,25 @@ class Leader:
             return
         if not isinstance(stats, dict) or not self._epochs.census.saw(shard, stats):
             self.faults.count("stats-without-numbers", shard)
+        elif self.settings.autoscale.actuator != "none" and self._view().leads:
+            self._scale(shard, stats)
+
+    def _scale(self, shard: str, stats: Mapping[str, Any]) -> None:
+        """Decide about one shard's sub-cluster, publish it, and have it carried out if that is done here."""
+        m = self._membership
+        try:
+            decision = self._scaling.saw(shard, stats, m.members, m.models, m.plan)
+        except (KeyError, TypeError, ValueError) as error:
+            self.faults.count("stats-without-numbers", f"{shard}: {type(error).__name__}: {error}")
+            return
+        if decision is None:
+            return
+        if not send(self._publisher, [f"decision.{shard}".encode(), encode_control(decision)]):
+            self.faults.count("decision-pipe-full", shard)
+        if decision.kind != "hold":
+            _log.info("%s: %s to %s: %s", shard, decision.kind, decision.requested, decision.reason)
+            if self._actuator is not None:
+                self._actuator.submit(request_of(decision), time.monotonic_ns())
 
     def _view(self) -> View:
         membership, s = self._membership, self.settings
@@ -137,7 +171,11 @@ class Leader:
         return View(leads, membership.members, membership.models, membership.plan, membership.broker)
 
     def _step(self) -> None:
-        self._do(self._epochs.step(self._clock.now(), self._view()))
+        for outcome in self._actuator.poll(time.monotonic_ns()) if self._actuator is not None else ():
+            self._scaling.answered(outcome)
+            self._tell({"what": "actuator", "key": outcome.key, "code": outcome.code, "why": outcome.detail})
+        if self.settings.epoch is not None:
+            self._do(self._epochs.step(self._clock.now(), self._view()))
 
     # -- what is decided -------------------------------------------------------------------------
 
@@ -163,10 +201,9 @@ class Leader:
 
     def _solve(self, action: Allocate) -> None:
         """In a thread: the loop goes on meanwhile."""
+        limit = 10.0 if self.settings.epoch is None else self.settings.epoch.time_limit_s
         try:
-            self._answers.append(
-                (allocate(action.cluster, time_limit_s=self.settings.epoch.time_limit_s), "")
-            )
+            self._answers.append((allocate(action.cluster, time_limit_s=limit), ""))
         except (AllocationError, RuntimeError, ValueError, ArithmeticError) as error:
             self._answers.append((None, f"{type(error).__name__}: {error}"))
             _log.exception("the allocator failed")

@@ -38,7 +38,7 @@ class LeaderSettings(BaseModel):
     control_us: float = 0.0
     data_us: float = 0.0
     result_us: float = 0.0
-    epoch: EpochConfig = EpochConfig()
+    epoch: EpochConfig | None = None
     autoscale: AutoscaleConfig = AutoscaleConfig()
 
 

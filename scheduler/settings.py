@@ -32,7 +32,8 @@ class Settings:
 
     def leading(self, incarnation: int) -> LeaderSettings | None:
         """What the process is told that leads in this shard's name; None if there is no leading."""
-        if self.epoch is None:
+        autoscale = self.autoscale or AutoscaleConfig()
+        if self.epoch is None and autoscale.actuator == "none":
             return None
         return LeaderSettings(
             shard=self.id,
@@ -45,5 +46,5 @@ class Settings:
             data_us=self.data_ns / 1e3,
             result_us=self.result_ns / 1e3,
             epoch=self.epoch,
-            autoscale=self.autoscale or AutoscaleConfig(),
+            autoscale=autoscale,
         )

@@ -33,17 +33,20 @@ def children(config: Config) -> list[ChildSpec]:
     broker = (*run, "broker", *file)
     specs = [ChildSpec(BROKER, broker, first_argv=(*broker, "--fresh"), stop_stage=2)]
     specs += [ChildSpec(s, (*run, "scheduler", "--id", s, *file), stop_stage=0) for s in config.shard_ids]
-    specs += [
-        ChildSpec(str(worker.id), (*run, "worker", *_worker_options(worker), *file), stop_stage=1)
-        for worker in config.workers
-    ]
-    return specs
+    return specs + [worker_child(config, worker) for worker in config.workers]
+
+
+def worker_child(config: Config, worker: WorkerConfig) -> ChildSpec:
+    """One worker's process."""
+    file = () if config.source is None else ("--config", str(config.source))
+    argv = (sys.executable, "-m", "symphony", "worker", *_worker_options(worker), *file)
+    return ChildSpec(str(worker.id), argv, stop_stage=1)
 
 
 def _worker_options(worker: WorkerConfig) -> list[str]:
     options = ["--id", str(worker.id), "--shard", worker.shard, "--device", worker.device]
     if worker.device == "emulated":
-        options += ["--gpus", str(worker.gpus)]
+        options += ["--gpus", str(worker.gpus), "--memory-mb", str(worker.memory_mb)]
     if worker.gpu_type:
         options += ["--gpu-type", worker.gpu_type]
     for model in worker.models:

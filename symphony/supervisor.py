@@ -103,6 +103,7 @@ class _Child:
     deaths: deque[int] = field(default_factory=deque)
     due: int | None = None
     starts: int = 0
+    retired: bool = False
     was_ready: bool = False
 
 
@@ -156,6 +157,25 @@ class Supervisor:
         """The child does its work: should it die now, it is worth another start."""
         self._children[name].was_ready = True
 
+    def add(self, spec: ChildSpec, now: int) -> list[ChildEvent]:
+        """One more child, started at once.
+
+        Raises:
+            SupervisorError: the command cannot be executed, or there is a child of that name.
+        """
+        if spec.name in self._children:
+            raise SupervisorError(f"there is a child {spec.name!r} already")
+        child = self._children[spec.name] = _Child(spec)
+        return [self._start(child, now)]
+
+    def retire(self, name: str) -> None:
+        """SIGTERM to a child that is not started again when it has ended; unknown names are no error."""
+        child = self._children.get(name)
+        if child is not None and not child.retired:
+            child.retired = True
+            child.due = None
+            _signal(child, signal.SIGTERM)
+
     def start(self, now: int) -> list[ChildEvent]:
         """Start every child.
 
@@ -170,7 +190,7 @@ class Supervisor:
     def step(self, now: int) -> list[ChildEvent]:
         """Pass on output, notice the dead, start what is due, go on with stopping."""
         events: list[ChildEvent] = []
-        for child in self._children.values():
+        for child in list(self._children.values()):
             if child.process is None:
                 if child.due is not None and now >= child.due and not self.stopping:
                     events.append(self._start(child, now))
@@ -179,7 +199,9 @@ class Supervisor:
             code = child.process.poll()
             if code is not None:
                 self._clear(child)
-                if not self.stopping:
+                if child.retired:
+                    del self._children[child.spec.name]
+                elif not self.stopping:
                     events.append(self._died(child, code, now))
         if self.stopping:
             self._go_on_stopping(now)

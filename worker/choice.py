@@ -26,7 +26,7 @@ def merged(config: Config, worker_id: str, models: list[str], options: dict[str,
     device = options["device"]
     if device is not None and device != values.get("device"):
         values = {"shard": values.get("shard", "shard-0")}  # another device: its GPUs are others, too
-    given = {key: options[key] for key in ("shard", "device", "gpus", "gpu_type", "threads")}
+    given = {key: options.get(key) for key in ("shard", "device", "gpus", "gpu_type", "threads", "memory_mb")}
     values |= {key: value for key, value in given.items() if value is not None}
     values["id"] = worker_id
     if models:

@@ -17,9 +17,10 @@ import click
 from symphony import local
 from symphony.bus import Bus
 from symphony.cli import options as shared
+from symphony.cli.up_scaling import LocalScaling
 from symphony.clock import ClusterClock
 from symphony.config import Config, load_config
-from symphony.membership import Membership, describe
+from symphony.membership import Membership, Published, describe
 from symphony.supervisor import ChildEvent, Died, GaveUp, Started, Supervisor, SupervisorError
 from symphony.waiter import Waiter
 
@@ -100,6 +101,8 @@ class Up:
                 local.children(config), self._waiter, _print_line, self._environment
             )
             stack.callback(self._supervisor.kill)
+            local_scaling = config.autoscale.actuator == "local"
+            self._scaling = LocalScaling(config, self._supervisor, say) if local_scaling else None
             bus = stack.enter_context(Bus(config.cluster.insecure))
             self._membership = Membership(
                 bus,
@@ -107,6 +110,7 @@ class Up:
                 config.subscribe,
                 describe(f"up-{os.getpid()}", "ops", state="ready"),
                 clock=ClusterClock(),
+                topics=["decision."] if local_scaling else [],
             )
             for sock in self._membership.sockets:
                 self._waiter.register(sock)
@@ -123,7 +127,7 @@ class Up:
             self._wait(remind_at + REMIND_NS)
             now = time.monotonic_ns()
             self._tell(self._supervisor.step(now))
-            self._membership.step(now)
+            self._follow(now)
             self._greet()
             if not self._supervisor.stopping:
                 if self._signals or self._failure:
@@ -143,6 +147,13 @@ class Up:
                     self._complete, began = False, now
             elif len(self._signals) > 1:
                 self._supervisor.kill()
+
+    def _follow(self, now: int) -> None:
+        for event in self._membership.step(now):
+            if isinstance(event, Published) and self._scaling is not None and not self._supervisor.stopping:
+                self._scaling.take(event, self._membership.members, now)
+                self._tell(self._scaling.events)
+                self._scaling.events = []
 
     def _wait(self, limit: int) -> None:
         now = time.monotonic_ns()

@@ -22,6 +22,11 @@ from symphony.urgency import be_prompt, keep_collector_out
 @click.option("--device", help="emulated, cpu or cuda:N.  [default: emulated]")
 @click.option("--gpus", type=click.IntRange(1, 65_536), help="GPUs of an emulated device.  [default: 1]")
 @click.option(
+    "--memory-mb",
+    type=click.IntRange(0, 100_000_000),
+    help="Memory of each emulated GPU, 10^6 bytes; 0: no limit.  [default: 0]",
+)
+@click.option(
     "--gpu-type", help="What profiles are filed under.  [default: the device's kind or product name]"
 )
 @click.option(
