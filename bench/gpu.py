@@ -35,8 +35,9 @@ from bench.search import Tried, highest
 from simulator.fluid import fluid_scale
 from simulator.system import Cluster, ModelSpec
 from symphony import wire
-from symphony.profile import Profile
+from symphony.profile import Profile, ProfileError
 from symphony.profile_file import ProfileFile
+from symphony.status import SymphonyError
 from worker import zoo
 from worker.definition import load_definition
 
@@ -44,6 +45,7 @@ QUICK: Final = [
     *("--models", "minilm", "--max-batch", "4", "--slo-factors", "10"),
     *("--seconds", "3", "--steps", "2"),
 ]
+TRIES: Final = 3
 START_S: Final = 240.0
 """Several large models may take that long to be loaded and warmed up."""
 FACTORS: Final = "2.5,5,10"
@@ -94,13 +96,26 @@ class Follower:
 
 
 def profile(name: str, options: argparse.Namespace, precision: str, file: Path) -> ProfileFile:
-    """``symphony profile`` in a process of its own."""
+    """``symphony profile`` in a process of its own; again, if what it found makes no sense.
+
+    Raises:
+        SymphonyError: nor did it a third time.
+    """
     command = [sys.executable, "-m", "symphony", "--log-level", "warning", "profile", name]
     command += ["--device", options.device, "--max-batch", str(options.max_batch), "--precision", precision]
     command += ["--threads", str(options.threads), "--budget", str(options.budget), "--output", str(file)]
     command += ["--cuda-graphs"] if options.cuda_graphs else []
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    return ProfileFile.load(file)
+    for attempt in range(TRIES):
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        made = ProfileFile.load(file)
+        try:
+            made.profile(options.max_batch)
+            break
+        except ProfileError as error:
+            if attempt == TRIES - 1:
+                raise
+            print(f"  {name}: {error}", file=sys.stderr)
+    return made
 
 
 def unit_rates(tables: list[Profile], slo_ns: list[int]) -> list[float]:
@@ -334,7 +349,10 @@ def main(arguments: list[str] | None = None) -> None:
     options.precision = options.precision or ("fp32" if on_cpu else "fp16")
     if options.also_profile is None:
         options.also_profile = "" if on_cpu else "fp32"
-    found = measure(options)
+    try:
+        found = measure(options)
+    except (SymphonyError, subprocess.CalledProcessError) as error:
+        sys.exit(f"bench gpu: {error}")
     print(show(found), file=sys.stderr if options.json == "-" else sys.stdout)
     if options.json == "-":
         print(json.dumps(found))

@@ -99,6 +99,22 @@ class Batch:
         return int(self.key.size - np.count_nonzero(self.status == Status.OK))
 
 
+def given_up(batch: Batch) -> Batch:
+    """A copy of a batch whose requests are all ``UNAVAILABLE``; the device may still hold the original."""
+    copy = Batch(
+        batch.id,
+        batch.gpu,
+        batch.model,
+        batch.key,
+        batch.deadline,
+        batch.exec_at,
+        batch.received_ns,
+        shard=batch.shard,
+    )
+    copy.settle_pending(Status.UNAVAILABLE, "the worker stops")
+    return copy
+
+
 def one_line(text: object) -> str:
     """An error's text on one line, cut to what may travel."""
     return " ".join(str(text).split())[:MAX_ERROR]

@@ -32,7 +32,7 @@ from symphony.status import Status, SymphonyError
 from symphony.waiter import Waiter
 from symphony.wire import WireError
 from worker import columns, plans
-from worker.batch import Batch, results
+from worker.batch import Batch, given_up, results
 from worker.completions import Completions
 from worker.definition import Definition
 from worker.emulated import Ended
@@ -381,22 +381,6 @@ class Worker:
             self._answer_columns(self._device.abandon(), Status.UNAVAILABLE)
         self._completions.flush(self._clock.to_cluster)
         return True
-
-
-def given_up(batch: Batch) -> Batch:
-    """A copy of a batch whose requests are all ``UNAVAILABLE``; the device may still hold the original."""
-    copy = Batch(
-        batch.id,
-        batch.gpu,
-        batch.model,
-        batch.key,
-        batch.deadline,
-        batch.exec_at,
-        batch.received_ns,
-        shard=batch.shard,
-    )
-    copy.settle_pending(Status.UNAVAILABLE, "the worker stops")
-    return copy
 
 
 def stop_on_signals(stop: Callable[[], None]) -> None:
