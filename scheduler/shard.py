@@ -54,7 +54,7 @@ GPU_SHARE: Final = 20
 divided by these: time that is kept free serves nobody."""
 MAX_SUBMIT_BYTES: Final = 4 << 20
 SUBMIT_BUFFER: Final = 1 << 20
-SUBMITS_PER_TURN: Final = 200
+SUBMITS_PER_TURN: Final = 300
 """Messages that are read before the shard acts: with a backlog, answers must not wait for all of it."""
 WAIT, TIMERS, MEMBERS, COMPLETIONS, SUBMITS, ACT, LEARN = range(7)
 MAX_DONE_BYTES: Final = 8 << 20
@@ -309,7 +309,32 @@ class Shard:
         if requests.key.size:
             self.stats.submitted(requests.model, len(self.table.names))
             now = self._now()
+            if len(messages) == SUBMITS_PER_TURN:
+                requests = self._shed(now, requests)
             self.core.submit(now, requests.model, requests.deadline, requests.key, requests.priority)
+
+    def _shed(self, now: int, requests: wire.Submitted) -> wire.Submitted:
+        """With a backlog on the link, refuse what has waited for half of its objective.
+
+        Served in the order of arrival, a backlog makes every request late: the shard would work for
+        nothing as long as more is offered than it takes. What is left here still makes good batches.
+        """
+        old = requests.deadline - now < self.table.slo_ns(requests.model.astype(np.int64)) // 2
+        if not np.count_nonzero(old):
+            return requests
+        n = int(np.count_nonzero(old))
+        self.faults.count("submit-backlog", f"{n} of {old.size} requests", n)
+        self.stats.dropped(requests.model[old].astype(np.int64), len(self.table.names))
+        refused = np.full(n, Status.OVERLOADED, np.uint8)
+        self._frontends.answer(now, requests.key[old], refused, "the shard has a backlog; retry later")
+        kept = ~old
+        rank = None if requests.priority is None else requests.priority[kept]
+        return requests._replace(
+            model=requests.model[kept],
+            deadline=requests.deadline[kept],
+            key=requests.key[kept],
+            priority=rank,
+        )
 
     def _act(self, lost: bool = False) -> None:
         """Carry out what the core has decided; sending may make it decide more."""

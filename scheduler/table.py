@@ -34,6 +34,7 @@ class ModelTable:
         self._type_names: list[str] = []
         self._specs: dict[str, ModelSpec] = {}
         self._factors: dict[tuple[int, int], float] = {}
+        self._slo = np.zeros(0, np.int64)  # by model
         self._at = np.full(0, -1, np.int64)  # by model and type: where its latencies begin
         self._largest = np.zeros(0, np.int64)  # likewise: the largest batch
         self._latency = np.zeros(0, np.int64)
@@ -65,6 +66,7 @@ class ModelTable:
             number = len(self.names)
             self._core.add_model(number, round(spec.slo_ms * 1e6), spec.max_batch)
             self.names.append(spec.name)
+            self._slo = np.append(self._slo, round(spec.slo_ms * 1e6))
             self._number[spec.name] = number
         elif (known.slo_ms, known.max_batch) != (spec.slo_ms, spec.max_batch):
             self._faults.count("model-redefined", spec.name)
@@ -117,6 +119,13 @@ class ModelTable:
 
     def _profile(self, number: int, kind: int) -> list[int] | None:
         return self._specs[self.names[number]].profiles.get(self._type_names[kind])
+
+    def slo_ns(self, number: Ids) -> Ids:
+        """The objectives of these models; 0 for those that are not in the table."""
+        found = np.zeros(number.size, np.int64)
+        known = number < self._slo.size
+        found[known] = self._slo[number[known]]
+        return found
 
     def numbers(self, names: Iterable[str]) -> list[int]:
         """Numbers of those models that the table knows, in order."""

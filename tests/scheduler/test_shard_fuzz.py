@@ -12,6 +12,7 @@ from shard_parts import FakeFrontend, FakeWorker, S, World, spec, world
 
 from symphony import wire
 from symphony.bus import Bus, drain, link_events, send
+from symphony.status import Status
 
 
 def _submit(**changes: object) -> list[object]:
@@ -197,3 +198,19 @@ def test_a_key_that_is_still_queued_is_no_second_request() -> None:
         w.until(lambda: not w.shard.shard.fleet.out)
         assert front.told == {}
         assert sum(w.shard.shard.core.queued_by_model(1)) == 0
+
+
+def test_with_a_backlog_what_has_waited_for_half_of_its_objective_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("scheduler.shard.SUBMITS_PER_TURN", 1)  # every message is a backlog
+    with world() as w:
+        worker, front = w.worker("worker", [spec("m", slo_ms=60_000)]), w.frontend()
+        old = front.submit(w.shard, [0, 0, 0], due_ns=29 * S, priority=[0, 1, 2])
+        young = front.submit(w.shard, [0, 0], due_ns=59 * S)
+        (unknown,) = front.submit(w.shard, [77], due_ns=S)
+        w.until(lambda: len(front.told) == 4 and worker.keys == young)
+        assert front.told == {**dict.fromkeys(old, Status.OVERLOADED), unknown: Status.UNKNOWN_MODEL}
+        assert w.shard.counts == {"submit-backlog": 3}
+        worker.complete(*worker.batches, size=2)
+        w.until(lambda: not w.shard.shard.fleet.out)
