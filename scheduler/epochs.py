@@ -113,6 +113,11 @@ class Epochs:
         self._since: int | None = None
         """When the target was set; None once it is reached."""
 
+    @property
+    def moving(self) -> bool:
+        """Whether a plan is on its way, so that every moment may bring a next step."""
+        return self._offered is not None or self._fresh is not None or self._since is not None
+
     # -- events ----------------------------------------------------------------------------------
 
     def answered(self, now: int, accepted: bool) -> None:

@@ -43,6 +43,8 @@ from symphony.wire import WireError
 _log = logging.getLogger(__name__)
 
 TICK_NS: Final = 100_000_000
+"""While a plan is on its way; what members tell wakes the loop besides."""
+IDLE_NS: Final = 1_000_000_000
 
 
 class Leader:
@@ -102,8 +104,8 @@ class Leader:
             mono = time.monotonic_ns()
             news = self._follow(mono)
             if news or mono >= tick_at:
-                tick_at = mono + TICK_NS
                 self._step()
+                tick_at = mono + (TICK_NS if self._epochs.moving or self._actuator is not None else IDLE_NS)
 
     def _follow(self, mono: int) -> bool:
         """Take in what has come; whether anything but statistics has."""

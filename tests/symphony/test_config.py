@@ -137,3 +137,23 @@ def test_a_wrong_variable_is_named(value: str, message: str) -> None:
 def test_an_unknown_variable_is_named() -> None:
     with pytest.raises(ConfigError, match=r"SYMPHONY_SCHEDULER_SHARD: unknown key; did you mean shards\?"):
         load_config(None, {"SYMPHONY_SCHEDULER_SHARD": "2"})
+
+
+def test_the_example_at_size_is_a_configuration() -> None:
+    config = load_config(Path(__file__).parents[2] / "docs" / "examples" / "four-shards.yaml", {})
+    assert config.epochs is not None
+    assert config.epochs.seconds == 20
+    assert sum(worker.gpus for worker in config.workers) == 2_000
+    assert len(config.models) == 40
+
+
+def test_one_shard_is_not_planned_by_epochs_unless_it_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("workers: [{device: emulated}]")
+    assert load_config(file, {}).epochs is None
+    file.write_text("scheduler: {shards: 2}\nworkers: [{device: emulated}]")
+    several = load_config(file, {})
+    assert several.epochs is not None
+    assert several.epochs.seconds == 60
+    assert load_config(file, {"SYMPHONY_EPOCH_SECONDS": "0"}).epochs is None
+    assert load_config(file, {"SYMPHONY_EPOCH_SECONDS": "7.5"}).epochs is not None
