@@ -184,5 +184,5 @@ def test_what_is_left_of_a_plan_after_losses() -> None:
 
 def test_the_same_cluster_gives_the_same_plan() -> None:
     what = cluster(*(model(f"m{i}", 300 * (i + 1)) for i in range(6)))
-    one, two = allocate(what), allocate(what)
+    one, two = (allocate(what, time_limit_s=60) for _ in range(2))
     assert replace(one, solve_s=0.0) == replace(two, solve_s=0.0)
