@@ -78,10 +78,15 @@ class _Rules:
         self.fast = scale * found.fast
         self.fast_error = SURE * scale * found.fast_error
         self.ahead = self.fast + min(max(0.0, scale * ahead), MOST_AHEAD * self.fast)
+        # What the load may be at most when GPUs go: the window's mean, unless the load has just risen or
+        # falls along a line, when that is the past.
         now = self.fast + self.fast_error
         whole = scale * (found.need + SURE * found.need_error)
-        # On a falling line the window's mean is the past.
-        self.most = max(now, self.ahead) if found.slope < 0 else max(now, self.ahead, whole)
+        if self.fast - self.fast_error > scale * found.need:
+            whole = now
+        elif found.slope < 0:
+            whole = min(whole, now)
+        self.most = max(whole, self.ahead if found.slope > 0 else 0.0)
 
     def decide(self) -> tuple[Decision, State]:
         """The first rule that has something to say."""

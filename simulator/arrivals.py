@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .experiment import Experiment, ExperimentError, ModelGroup, Modulation
+from .experiment import Experiment, ExperimentError, ModelGroup
+from .modulation import Modulation
 from .traces import Floats, Trace, load_trace, trace_path
 
 NS = 1_000_000_000

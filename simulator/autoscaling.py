@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from scheduler.evidence import Sample
 from symphony.scaling import AutoscaleConfig, Pause, Seconds, Share
@@ -28,6 +29,36 @@ class Autoscaling(AutoscaleConfig):
     tolerance: float = Field(default=0.1, ge=0, le=1)
     sync_s: Seconds = 15.0
     stabilization_s: Pause = 300.0
+
+
+class Sharding(BaseModel):
+    """The key ``shards``: several schedulers, each with a sub-cluster of the experiment's GPUs.
+
+    Every ``epoch_s`` seconds the allocator plans on the rates of the epoch that ends, for ``headroom`` of
+    the GPUs' time, in at most ``time_limit_s`` of real time.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    count: int = Field(ge=1, le=64)
+    epoch_s: int = Field(default=60, ge=1)
+    headroom: Share = 0.8
+    time_limit_s: Seconds = 10.0
+
+
+def scaling_problem(
+    settings: Autoscaling | None, shards: Sharding | None, gpus: int, types: Sequence[str]
+) -> str:
+    """Why such an experiment cannot be run, with the key; or an empty string."""
+    if settings is None:
+        return ""
+    if shards is not None:
+        return "shards: not together with autoscale"
+    if not settings.min <= gpus <= settings.max:
+        return f"gpus: {gpus} at the start: expected {settings.min} … {settings.max}, the limits of autoscale"
+    if len(types) > 1 and settings.policy in ("queue", "utilization"):
+        return f"autoscale.policy: {settings.policy} knows one GPU type only"
+    return ""
 
 
 @dataclass(slots=True)

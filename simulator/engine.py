@@ -13,6 +13,7 @@ import heapq
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,8 @@ class Record:
     results are at the frontend; NEVER for a batch that was killed or discarded). ``request``: position
     in the arrivals of every request of every batch, in turn. ``dropped``: positions of the requests
     that the scheduler gave up. ``events``: of the clock. ``wall_s``: it took.
-    ``scaling``: with an autoscaler, what it did.
+    ``scaling``: with an autoscaler, what it did. ``epochs``: with
+    several shards, every plan.
     """
 
     model: Ints
@@ -61,6 +63,7 @@ class Record:
     events: int
     wall_s: float
     scaling: Scaling | None = None
+    epochs: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,6 +366,12 @@ def simulate(
         from .elastic import run_elastic  # it is built on this module
 
         return run_elastic(experiment, cluster, policy, arrivals, progress)
+    if experiment.shards is not None:
+        if system is not None:
+            raise ExperimentError(f"shards need a policy of the core, not the baseline {policy}")
+        from .epochs import run_epochs
+
+        return run_epochs(experiment, cluster, policy, arrivals, progress)
     if system is not None:
         return run_system(experiment, cluster, system, arrivals, progress, most_dropped)
     return run_core(experiment, cluster, policy, arrivals, progress)

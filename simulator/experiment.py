@@ -8,14 +8,11 @@ to the file. Everything that cannot be simulated is refused here, by :func:`load
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PositiveInt,
     ValidationError,
@@ -26,7 +23,8 @@ from pydantic import (
 from symphony.profile import Profile, ProfileError
 from symphony.status import SymphonyError
 
-from .autoscaling import Autoscaling
+from .autoscaling import Autoscaling, Sharding, scaling_problem
+from .modulation import Modulation, Strict
 from .zoo import zoo_row
 
 MS = 1_000_000
@@ -39,14 +37,10 @@ class ExperimentError(SymphonyError, ValueError):
     """An experiment that cannot be run; the text says where and why."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
 Micros = Annotated[float, Field(ge=0, le=60e6)]
 
 
-class GpuGroup(_Strict):
+class GpuGroup(Strict):
     """``count`` GPUs of one type; numbers go up in the order of the file."""
 
     type: str = DEFAULT_TYPE
@@ -54,7 +48,7 @@ class GpuGroup(_Strict):
     memory_mb: PositiveInt | None = None
 
 
-class Network(_Strict):
+class Network(Strict):
     """Latencies in µs; ``jitter_us`` is the mean of an exponential extra on each batch's way out."""
 
     control_us: Micros = 0.0
@@ -63,42 +57,7 @@ class Network(_Strict):
     jitter_us: Micros = 0.0
 
 
-class Step(_Strict):
-    """From ``at`` seconds on the rate is ``factor`` times what is written."""
-
-    at: float = Field(ge=0)
-    factor: float = Field(ge=0)
-
-
-class Sine(_Strict):
-    """A rate that swings: factor 1 + amplitude·sin(2π t / period_s)."""
-
-    amplitude: float = Field(ge=0, le=1)
-    period_s: float = Field(gt=0)
-
-
-class Modulation(_Strict):
-    """How the rate moves around what is written; one of the three.
-
-    step: the factor holds from its time on (1 before the first). ramp: the factor moves on straight
-    lines between the given points. sine: factor 1 + amplitude·sin(2π t / period_s).
-    """
-
-    step: tuple[Step, ...] | None = None
-    ramp: tuple[Step, ...] | None = None
-    sine: Sine | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Modulation:
-        if sum(x is not None for x in (self.step, self.ramp, self.sine)) != 1:
-            raise ValueError("expected one of step, ramp and sine")
-        points = self.step or self.ramp or ()
-        if any(b.at <= a.at for a, b in pairwise(points)):
-            raise ValueError("the times of the steps must rise")
-        return self
-
-
-class Latency(_Strict):
+class Latency(Strict):
     """A profile on one GPU type, in one of the three ways that :class:`ModelGroup` knows."""
 
     alpha_ms: float | None = Field(default=None, ge=0)
@@ -114,7 +73,7 @@ class Latency(_Strict):
         return self
 
 
-class ModelGroup(_Strict):
+class ModelGroup(Strict):
     """``count`` copies of one model, with the same profile, objective and arrivals.
 
     rate: requests/s per copy on average (with ``popularity: zipf:S`` the group's total is spread
@@ -136,6 +95,8 @@ class ModelGroup(_Strict):
     trace_speed: float = Field(default=1.0, gt=0)
     modulation: Modulation | None = None
     popularity: str = "equal"
+    memory_mb: float = Field(default=0.0, ge=0)
+    load_ms: float = Field(default=0.0, ge=0)
 
     @field_validator("arrivals")
     @classmethod
@@ -168,7 +129,7 @@ class ModelGroup(_Strict):
         return self
 
 
-class Experiment(_Strict):
+class Experiment(Strict):
     """One experiment as its file says it.
 
     network: true latencies. assumed: what the scheduler believes of them, if that differs.
@@ -176,6 +137,7 @@ class Experiment(_Strict):
     the ends of intervals of that length (0: each at its own time). noise: standard deviation of a
     batch's length as a share of its profile's. warmup_s: arrivals before are simulated and not
     counted; a tenth of ``seconds``, at most 5, if not given. autoscale: who changes the number of GPUs.
+    shards: several schedulers and an allocator, instead of one; not together with autoscale.
     """
 
     models: tuple[ModelGroup, ...] = Field(min_length=1)
@@ -190,6 +152,7 @@ class Experiment(_Strict):
     seed: int = Field(default=1, ge=0)
     policy: str = "deferred"
     autoscale: Autoscaling | None = None
+    shards: Sharding | None = None
     kind: Literal["symphony-experiment-1"] = "symphony-experiment-1"
     base: Path = Field(default=Path("."), exclude=True)
 
@@ -260,8 +223,9 @@ class Experiment(_Strict):
             ExperimentError: a profile is missing or bad, or an objective cannot be met even by a
                 single request on an idle GPU of any type.
         """
-        if self.autoscale is not None:
-            self._check_autoscale(self.autoscale)
+        problem = scaling_problem(self.autoscale, self.shards, self.gpu_count, self.gpu_types)
+        if problem:
+            raise ExperimentError(problem)
         net = self.network
         around = net.control_us + net.data_us + net.result_us
         for group in self.models:
@@ -273,15 +237,6 @@ class Experiment(_Strict):
                     f"model {group.name} can never be served: its SLO is {group.slo_ms:g} ms, but a single "
                     f"request takes {alone:g} ms{network}: {need - group.slo_ms:.3g} ms too much"
                 )
-
-    def _check_autoscale(self, settings: Autoscaling) -> None:
-        if not settings.min <= self.gpu_count <= settings.max:
-            raise ExperimentError(
-                f"gpus: {self.gpu_count} at the start: expected {settings.min} … {settings.max}, "
-                "the limits of autoscale"
-            )
-        if len(self.gpu_types) > 1 and settings.policy in ("queue", "utilization"):
-            raise ExperimentError(f"autoscale.policy: {settings.policy} knows one GPU type only")
 
 
 def _positive(text: str) -> bool:

@@ -12,7 +12,12 @@ from symphony.status import SymphonyError
 from .tables import ratios_by_point
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib.pyplot without a display.
+
+    Raises:
+        SymphonyError: matplotlib is not installed.
+    """
     try:
         matplotlib = importlib.import_module("matplotlib")
     except ImportError:
@@ -27,7 +32,7 @@ def check_plots(directory: Path) -> None:
     Raises:
         SymphonyError: no matplotlib, or no such directory and it cannot be made.
     """
-    _pyplot()
+    pyplot()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -38,7 +43,7 @@ def line_plot(
     path: Path, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, title: str
 ) -> None:
     """One line per name over (x values, y values)."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4.2))
     for name, (xs, ys) in lines.items():
         axes.plot(xs, ys, marker="o", markersize=3, label=name)
@@ -53,7 +58,7 @@ def line_plot(
 
 def ratio_plot(path: Path, results: Sequence[Mapping[str, Any]], ours: str, metric: str, title: str) -> None:
     """Per other policy the ratio of ``ours`` to it at every point, in rising order."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4.2))
     for other, values in ratios_by_point(results, ours, metric).items():
         ordered = sorted(values.values())
@@ -70,7 +75,7 @@ def ratio_plot(path: Path, results: Sequence[Mapping[str, Any]], ours: str, metr
 
 def result_plots(directory: Path, results: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Goodput by policy, latency percentiles, batch sizes, and GPUs over time; returns the files."""
-    plt = _pyplot()
+    plt = pyplot()
     names = [result["policy"] for result in results]
     made = []
 

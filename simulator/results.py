@@ -97,6 +97,8 @@ def summarize(
     head = {"policy": policy, "seed": experiment.seed, "gpus": gpus}
     if scaling is not None:
         total |= {"fluid_ideal_rps": None, "scaling": scaling}
+    if record.epochs is not None:
+        total["epochs"] = record.epochs
     return head | total | {"over_time": {"gpus_busy": busy, "gpus_used": used}, "models": models}
 
 

@@ -127,7 +127,7 @@ class Utilization:
         s = self._settings
         ready, starting = len(sample.busy), len(sample.starting)
         self._busy.append(sum(sample.busy.values()) / ready if ready else 0.0)
-        if sample.at < self._next or not ready:
+        if sample.at < self._next or not ready or len(self._busy) < (self._busy.maxlen or 0):
             return None
         self._next = sample.at + round(s.sync_s * SECOND)
         busy = sum(self._busy) / len(self._busy)

@@ -136,6 +136,7 @@ def _study(
 ) -> None:
     """Run all points of a study under all its policies; one table, one plot per group of points."""
     from simulator.plots import check_plots, line_plot, ratio_plot
+    from simulator.scaling_report import scaling_plot
     from simulator.study import lines, load_study, run_point
     from simulator.tables import csv_text
 
@@ -156,13 +157,19 @@ def _study(
                 _wrote(json_to, results)
             if csv_to is not None:
                 _write(csv_to, csv_text(results))
-    if plots is not None and study.ratios:
+    scaled = all("scaling" in result for result in results)
+    if plots is not None and scaled:
+        scaling_plot(plots / f"{path.stem}.png", results, study.title)
+    elif plots is not None and study.ratios:
         ratio_plot(plots / f"{path.stem}.png", results, study.compare[0], study.metric, study.title)
     elif plots is not None:
         for i, (title, drawn) in enumerate(lines(study, results).items()):
             line_plot(plots / f"{path.stem}-{i}.png", drawn, "", study.metric, title)
     if json_to == "-":
         _wrote(json_to, results)
+        return
+    if scaled:
+        _print_scaling(results, study.title or path.stem)
         return
     keys = list(points[0].at)
     table = Table(*keys, box=box.SIMPLE_HEAD, title=study.title or path.stem)
@@ -179,6 +186,18 @@ def _study(
     _console().print(table)
     if study.ratios:
         _print_ratios(results, study.compare[0], study.metric)
+
+
+def _print_scaling(results: list[dict[str, Any]], title: str) -> None:
+    """What each autoscaler cost and how it served."""
+    from simulator.scaling_report import HEADS, scaling_rows
+
+    table = Table(box=box.SIMPLE_HEAD, title=title)
+    for i, head in enumerate(HEADS):
+        table.add_column(head, justify="left" if i < 2 else "right")
+    for row in scaling_rows(results):
+        table.add_row(*map(escape, row))
+    _console().print(table)
 
 
 def _print_ratios(results: list[dict[str, Any]], ours: str, metric: str) -> None:
