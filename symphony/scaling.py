@@ -54,10 +54,10 @@ class AutoscaleConfig(_Section):
     startup_s: Seconds = 30.0
     window_s: Seconds = 30.0
     fast_s: Seconds = 5.0
-    up: Share = 0.96
-    target: Share = 0.91
-    down: Share = 0.91
-    idle_share: Annotated[float, Field(ge=0, le=0.5)] = 0.4
+    up: Share = 0.97
+    target: Share = 0.93
+    down: Share = 0.93
+    idle_share: Annotated[float, Field(ge=0, le=0.5)] = 0.5
     bad: Share = 0.01
     cooldown_up_s: Pause = 5.0
     cooldown_down_s: Pause = 30.0
