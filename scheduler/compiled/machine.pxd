@@ -6,6 +6,7 @@ from scheduler.compiled.queues cimport Queues
 from scheduler.compiled.window cimport Window
 
 cdef bint PLAIN
+cdef long long AHEAD
 cdef long long PRIORITIES
 cdef long long LONGEST
 cdef long long LIVE
@@ -41,9 +42,11 @@ cdef class Core(Window):
     @cython.locals(
         m="const unsigned int[:]", d="const long long[:]", k="const unsigned long long[:]",
         p="const unsigned char[:]", touched=Heap, which="long long", due="long long",
-        ident="unsigned long long", rank="long long", slot="long long", fresh=bint,
+        ident="unsigned long long", rank="long long", slot="long long", fresh=bint, i="long long", rings="long long",
     )
     cpdef submit(self, long long now, model, deadline, key, priority=*, bint again=*)
+    @cython.locals(found="unsigned long long", which="long long", i="long long")
+    cdef long long _fetch(self, const unsigned int[:] model, long long start, long long end) noexcept
     @cython.locals(lane="long long", row="long long")
     cpdef arrive(self, long long now, long long model, long long deadline, unsigned long long key)
     @cython.locals(slot="long long")

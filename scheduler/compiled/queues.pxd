@@ -15,6 +15,7 @@ cdef long long FIRST
 
 cdef class Queues:
     cdef public long long lanes
+    cdef public long long moves
     cdef public long long[::1] record
     cdef public unsigned long long[::1] slab
     cdef public long long _used

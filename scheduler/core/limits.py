@@ -35,6 +35,9 @@ SMALLEST_RING = 16
 LARGE_RING = 512
 """Rings of more slots shrink when they are nearly empty."""
 
+AHEAD = 32
+"""Requests of a column, a power of two, whose lanes are fetched into the cache at a time."""
+
 FIELDS = 8
 """A lane's record is one cache line of 64 bytes: what an arrival looks at. Its fields:"""
 UNTIL = 0

@@ -33,11 +33,12 @@ class Queues:
       changes nothing but the queue itself; set by :class:`~scheduler.core.lanes.Lanes`.
 
     Rings double when they are full. Large ones shrink when they are nearly empty; rings that are left are
-    used again by other lanes.
+    used again by other lanes. ``moves`` counts how often the columns were replaced by longer ones.
     """
 
     def __init__(self) -> None:
         self.lanes = 0
+        self.moves = 0
         self.record = array("q")
         self.slab = array("Q", bytes(16 * 1024))
         self._used = 0
@@ -48,6 +49,7 @@ class Queues:
         lane = self.lanes
         if lane * FIELDS == len(self.record):
             self.record = widen("q", self.record, FIELDS * max(8, lane))
+            self.moves += 1
         self.lanes = lane + 1
         row = lane * FIELDS
         for field in range(FIELDS):
@@ -140,6 +142,7 @@ class Queues:
             more = 2 * self._used - len(self.slab)
             if more > 0:
                 self.slab = widen("Q", self.slab, max(more, len(self.slab)))
+                self.moves += 1
         slab = self.slab
         base = self.record[row + BASE]
         mask = self.record[row + MASK]
