@@ -1,4 +1,4 @@
-"""Three lanes of work on a device: copies in, computing, copies out; and their twin on the CPU.
+"""Lanes of work on a device: copies in, computing, copies out, loading; and their twin on the CPU.
 
 On CUDA each lane is a stream of its own, so that the inputs of batch k + 1 and the outputs of batch k - 1
 travel while batch k computes; nothing ever waits on the default stream. A *mark* is a point in a lane (a
@@ -16,8 +16,8 @@ from typing import Any, Final, Literal, Protocol
 import torch
 from torch import Tensor
 
-Lane = Literal["in", "compute", "out"]
-LANES: Final[tuple[Lane, ...]] = ("in", "compute", "out")
+Lane = Literal["in", "compute", "out", "load"]
+LANES: Final[tuple[Lane, ...]] = ("in", "compute", "out", "load")
 
 
 class Lanes(Protocol):
@@ -43,6 +43,9 @@ class Lanes(Protocol):
 
     def between_ns(self, first: Any, second: Any) -> int:
         """Time from one mark to another, both reached."""
+
+    def time_of(self, mark: Any) -> int:
+        """When it was reached, monotonic ns; after a :meth:`wait` for it or a later one."""
 
     def to_device(self, host: Tensor) -> Tensor:
         """Start a copy on the lane in use."""
@@ -86,6 +89,10 @@ class HostLanes:
         """Of the two times."""
         return second - first
 
+    def time_of(self, mark: int) -> int:
+        """It is one."""
+        return mark
+
     def to_device(self, host: Tensor) -> Tensor:
         """A copy, since the buffer is used again."""
         return host.clone() if self.staged else host
@@ -109,6 +116,7 @@ class CudaLanes:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._reference: tuple[torch.cuda.Event, int] | None = None
         self._streams = {lane: torch.cuda.Stream(device) for lane in LANES}  # type: ignore[no-untyped-call]
 
     def use(self, lane: Lane) -> AbstractContextManager[Any]:
@@ -126,8 +134,11 @@ class CudaLanes:
         self._streams[lane].wait_event(mark)
 
     def wait(self, mark: torch.cuda.Event) -> None:
-        """For that event only."""
+        """For that event only. One that had not been reached before tells how the two clocks compare."""
+        was = self.reached(mark)
         mark.synchronize()
+        if not was or self._reference is None:
+            self._reference = mark, time.monotonic_ns()
 
     def reached(self, mark: torch.cuda.Event) -> bool:
         """Asks the driver."""
@@ -136,6 +147,13 @@ class CudaLanes:
     def between_ns(self, first: torch.cuda.Event, second: torch.cuda.Event) -> int:
         """By the device's own clock."""
         return int(first.elapsed_time(second) * 1e6)
+
+    def time_of(self, mark: torch.cuda.Event) -> int:
+        """From the last event that a thread has woken up for: this thread may come much later."""
+        if self._reference is None:
+            return time.monotonic_ns()
+        event, when = self._reference
+        return when + self.between_ns(event, mark)
 
     def to_device(self, host: Tensor) -> Tensor:
         """Asynchronous, since ``host`` is page-locked."""
@@ -147,7 +165,8 @@ class CudaLanes:
 
     def buffer(self, size: int) -> Tensor:
         """Page-locked."""
-        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        with torch.cuda.device(self._device):  # or the first GPU would get a context of this process, too
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
     def capture(self, call: Callable[[], Any], pool: Any) -> tuple[Callable[[], Any], Any]:
         """A CUDA graph. Other threads may use the device meanwhile, hence ``thread_local``."""

@@ -91,7 +91,9 @@ class TorchDevice:
                 f"model {definition.name!r}: cuda_graphs needs a CUDA device, not {self.device}"
             )
         with self._errors():
-            model = load_model(definition, self.device)
+            with self.lanes.use("load"):
+                model = load_model(definition, self.device)
+            self.lanes.wait(self.lanes.mark("load"))
             if definition.cuda_graphs:
                 model.graphs = Graphs(self.lanes, lambda tensors: by_name(definition, model.run(**tensors)))
             self._models[key] = model
@@ -238,7 +240,7 @@ class TorchDevice:
             copy_out = lanes.between_ns(launched.ended, launched.copied)
             busy = lanes.between_ns(launched.started, launched.ended)
             copy_in = lanes.between_ns(launched.prepared.begun, launched.prepared.copied)
-            finished = now - copy_out if lanes.staged else launched.ended
+            finished = lanes.time_of(launched.ended)
             outputs = launched.outputs
             if lanes.staged:  # the buffers are to be used again
                 outputs = {name: tensor.clone() for name, tensor in outputs.items()}

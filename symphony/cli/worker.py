@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -13,6 +14,9 @@ from symphony.cli import options as shared
 from symphony.config import load_config
 from symphony.status import SymphonyError
 from symphony.urgency import be_prompt, keep_collector_out
+
+SWITCH_S: Final = 0.0005
+"""Python's default lets the thread that loads a model keep those that execute batches waiting for 5 ms."""
 
 
 @click.command()
@@ -75,6 +79,8 @@ def command(path: Path | None, worker_id: str | None, models: tuple[str, ...], *
     )
     if entry.device == "emulated":
         be_prompt()  # it stands for GPUs, which wait for no other process
+    else:
+        sys.setswitchinterval(SWITCH_S)
     worker = Worker(settings, make_runner(entry, definitions), could_hold(config, entry, definitions))
     stop_on_signals(worker.stop)
     keep_collector_out()

@@ -39,6 +39,9 @@ class Recorder(HostLanes):
     def after(self, lane: str, mark: Any) -> None:
         self.log.append(f"{lane}: after {mark}")
 
+    def time_of(self, mark: Any) -> int:
+        return int(mark)
+
     def wait(self, mark: Any) -> None:
         self.log.append(f"wait {mark}")
 
@@ -73,6 +76,9 @@ def test_a_batch_crosses_the_lanes_in_order_and_nothing_waits_before_its_end(tmp
     lanes = Recorder()
     device = TorchDevice("cpu", lanes=lanes)
     device.load("a", linear(tmp_path))
+    assert lanes.log == ["load: mark 1", "wait 1"], "weights are there before a batch can run"
+    lanes.log.clear()
+    lanes.marks = 0
     first = device.prepare("a", items(1))
     launched = device.launch("a", first, 1)
     second = device.prepare("a", items(5, 6))
