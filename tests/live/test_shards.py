@@ -23,9 +23,12 @@ from symphony.status import Status, SymphonyError, Unavailable
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(240)]
 
-SHARDS, MODELS, GPUS = 4, 40, 16
+SHARDS, MODELS, GPUS = 4, 40, 8
 EPOCH_S = 4
-SLO_MS = 500
+S = 1_000_000_000
+SLO_MS = 1_500
+GRACE_MS = 5_000
+"""Long, so that what a busy machine answers late is told from what nobody answers."""
 
 
 def _config(shards: int = SHARDS, workers: int = SHARDS, models: int = MODELS) -> str:
@@ -33,13 +36,14 @@ def _config(shards: int = SHARDS, workers: int = SHARDS, models: int = MODELS) -
     per = models // shards
     lines = [
         "broker: {heartbeat_ms: 100, lease_ms: 1500}",
-        f"scheduler: {{shards: {shards}}}",
+        # Margins for a busy machine: what is deferred to the last moment must stand its lateness.
+        f"scheduler: {{shards: {shards}, timer_margin_us: 50000, result_latency_us: 50000}}",
         f"epoch: {{seconds: {EPOCH_S}, window_s: 3, least_s: 2, settle_s: 1.0, grace_s: 0.5}}",
         "models:",
     ]
     lines += [
         f"  - {{name: m{i}, slo_ms: {SLO_MS}, max_batch: 16, loader: emulated, memory_mb: 100, load_ms: 20, "
-        "profile: {alpha_ms: 2, beta_ms: 20}}"
+        "profile: {alpha_ms: 15, beta_ms: 60}}"
         for i in range(models)
     ]
     lines.append("workers:")
@@ -57,7 +61,7 @@ class Load:
     """Open-loop requests on a thread: ``weights[i]`` of them for model i; every outcome is kept once."""
 
     def __init__(self, running: Cluster, weights: list[float], rate: float) -> None:
-        self.engine = Engine(running.registry, running.subscribe, grace_ms=1_000, connect_timeout_s=30)
+        self.engine = Engine(running.registry, running.subscribe, grace_ms=GRACE_MS, connect_timeout_s=30)
         self.engine.start()
         for i in range(len(weights)):
             self.engine.wait_for_model(f"m{i}", 30)
@@ -113,9 +117,12 @@ class Load:
         """Stop, and see that every request has exactly one outcome."""
         self._stop.set()
         self._thread.join()
-        bound = SLO_MS / 1e3 + 1 + 10
+        bound = (SLO_MS + GRACE_MS) / 1e3 + 10
         wait_until(lambda: all(self._outcomes), bound, "every request to have an outcome")
         assert Counter(map(len, self._outcomes)) == {1: len(self._sent)}
+        assert not [
+            number for number, ((_, _, status),) in enumerate(self._outcomes) if status is Status.TIMEOUT
+        ]
 
     def close(self) -> None:
         self._stop.set()
@@ -173,44 +180,52 @@ def _settled(running: Cluster, epoch: int) -> bool:
     return plan is not None and plan.stamp.epoch >= epoch and all(group.active for group in plan.groups)
 
 
+def _wait_for_plan(running: Cluster, at: int) -> None:
+    """Until a plan from after ``at`` (cluster ns) is in force, and nothing of it has moved for a second."""
+    seen: dict[str, float] = {}
+
+    def calm() -> bool:
+        plan = _plan(running)
+        if plan is None or plan.at < at or not all(group.active for group in plan.groups):
+            return False
+        return time.monotonic() - seen.setdefault(str(plan.stamp), time.monotonic()) > 1.0
+
+    wait_until(calm, 60, "a plan that is carried out")
+
+
 def test_routes_and_gpus_follow_a_load_that_moves(tmp_path: Path) -> None:
-    half = MODELS // 2
-    first = [1.0] * half + [0.02] * half
-    second = list(reversed(first))
-    with _loaded(tmp_path, first) as (running, load):
-        wait_until(lambda: _settled(running, 2), 60, "the first epoch")
+    first = [1.0] * MODELS
+    with _loaded(tmp_path, first, rate=220) as (running, load):
+        _wait_for_plan(running, load.engine.clock.now() + 3 * S)
         start = load.sent
-        wait_until(lambda: load.sent > start + 450, 30, "load under the first plan")
+        wait_until(lambda: load.sent > start + 300, 30, "load under the first plan")
         before = _plan(running)
         assert before is not None
         moved = load.sent
+        # To the half of the models that two shards serve, whose GPUs cannot carry it.
+        crowded = {"shard-0", "shard-1"}
+        second = [1.0 if crowded & before.routes[f"m{i}"].keys() else 0.02 for i in range(MODELS)]
         load.weights = second
-        changed = time.monotonic()
+        changed = load.engine.clock.now()
 
-        def followed() -> bool:
-            plan = _plan(running)
-            return (
-                plan is not None
-                and plan.stamp.epoch > before.stamp.epoch
-                and _settled(running, 0)
-                and (max(_share(plan, second).values()) < 0.7)
-            )
-
-        wait_until(followed, 60, "routes to follow")
-        took = time.monotonic() - changed
+        _wait_for_plan(running, changed + 3 * S)
+        took = (load.engine.clock.now() - changed) / S
         plan = _plan(running)
         assert plan is not None
         calm = load.sent
-        wait_until(lambda: load.sent > calm + 600, 30, "load under the new plan")
+        wait_until(lambda: load.sent > calm + 300, 30, "load under the new plan")
         load.finish()
         print(f"\nfollowed in {took:.1f} s ({took / EPOCH_S:.1f} epochs of {EPOCH_S} s)")
         print(f"before: {load.bad(start, moved)}\nduring: {load.bad(moved, calm)}")
         print(f"after: {load.bad(calm, load.sent)}")
-        print(f"load by shard {_share(plan, second)}, GPUs {_gpus(plan)}")
-        assert plan.stamp.epoch <= before.stamp.epoch + 4
-        assert sum(_gpus(plan).values()) == GPUS
-        busy = {shard for shard, part in _share(plan, second).items() if part > 0.1}
-        assert all(_gpus(plan)[shard] > 0 for shard in busy)
+        share, gpus = _share(plan, second), _gpus(plan)
+        print(f"load by shard {share}, GPUs {gpus}; before {_share(before, first)}, {_gpus(before)}")
+        assert plan.stamp.epoch > before.stamp.epoch
+        assert (plan.routes, gpus) != (before.routes, _gpus(before))
+        assert max(share.values()) < max(_share(before, second).values())
+        assert sum(gpus.values()) == GPUS
+        for shard, part in share.items():
+            assert gpus.get(shard, 0) >= part * GPUS / 3, f"{shard} has {part:.0%} of the load"
         assert load.engine.faults.counts["duplicate-answer"] == 0
 
 
@@ -227,7 +242,7 @@ def test_a_process_killed_in_mid_load(tmp_path: Path, role: str, name: str, shar
         assert epoch is not None
         here = load.sent
         running.kill(role, name)
-        wait_until(lambda: load.good_since(here) > 300, 60, "good answers again")
+        wait_until(lambda: load.good_since(here) > 200, 60, "good answers again")
         if role == "broker":
             wait_until(lambda: _plan(running) is not None, 30, "the plan to be known to the new broker")
         elif name == "shard-0":
@@ -249,7 +264,7 @@ def test_a_tenth_of_the_workers_killed_in_mid_load(tmp_path: Path) -> None:
         wait_until(lambda: load.good_since(0) > 150, 30, "the first answers")
         here = load.sent
         running.kill("worker", "worker-5")
-        wait_until(lambda: load.good_since(here) > 300, 60, "good answers again")
+        wait_until(lambda: load.good_since(here) > 200, 60, "good answers again")
 
         def back() -> bool:
             members = _snapshot(running).members
