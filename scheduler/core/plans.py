@@ -29,6 +29,8 @@ HEADROOM: Final = 0.2
 """GPUs above the need, as a share of it, with the dial at its end."""
 BURST: Final = 4.0
 """Standard deviations, beyond those of Poisson arrivals, that count as a burst within a budget."""
+GUARDED: Final = 2.0
+"""Standard deviations of the jobs of tight models that the guard keeps GPUs for."""
 LOSS: Final = 0.01
 """Share of bad requests that the drop target is chosen for."""
 
@@ -209,8 +211,8 @@ def _guard(load: Load, sustain: Ints, one: Floats) -> tuple[Ints, int]:
     flow = np.concatenate([[0.0], np.cumsum((load.rate / sustain)[order])])[count]
     least = max(0.0, float(spare[order[0]])) if len(order) else 0.0
     jobs = least * flow
-    guard = np.ceil(jobs + 2.0 * np.sqrt(load.dispersion * jobs))
-    guard = np.where(count > 0, np.minimum(guard, load.gpus - 1), 0)
+    guard = np.ceil(jobs + GUARDED * np.sqrt(load.dispersion * jobs))
+    guard = np.where(count > 0, np.minimum(guard, load.gpus // 2), 0)
     return guard.astype(np.int64), int(least * 1e9)
 
 
