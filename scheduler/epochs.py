@@ -193,7 +193,8 @@ class Epochs:
             stamp = PlanStamp(epoch=1, leader=self._shard)
             return self._offer(now, ClusterPlan(stamp=stamp, at=now, groups=groups_of(uses), routes=routes))
         stamp = PlanStamp(epoch=view.plan.stamp.epoch + 1, leader=self._shard)
-        claimed = view.plan.model_copy(update={"stamp": stamp, "at": now, "note": f"claimed by {self._shard}"})
+        note = f"claimed by {self._shard}"
+        claimed = view.plan.model_copy(update={"stamp": stamp, "at": now, "note": note})
         return self._offer(now, claimed, view.plan.stamp)
 
     def _offer(self, now: int, plan: ClusterPlan, base: PlanStamp | None = None) -> list[Action]:
