@@ -29,11 +29,24 @@ SLO_MS: Final = 100.0
 MAX_BATCH: Final = 128
 MODELS: Final = 100
 WARM_S: Final = 3.0
+LATENCIES_US: Final = {
+    "control_latency_us": 3_000,
+    "data_latency_us": 0,
+    "result_latency_us": 8_000,
+    "timer_margin_us": 3_000,
+}
+"""What the shards assume. Everything shares a few cores, and every process works in turns of a millisecond
+or more; plans carry no inputs, so a request more costs nothing on the way."""
 QUICK: Final = ["--rate", "500000", "--gpus", "750", "--seconds", "5"]
 
 
-def config(gpus: int, shards: int, models: int = MODELS, spin_us: int = 0) -> str:
-    """The cluster: model i belongs to shard i modulo ``shards``, each shard has its part of the GPUs."""
+def config(
+    gpus: int, shards: int, models: int = MODELS, spin_us: int = 0, latencies: dict[str, int] | None = None
+) -> str:
+    """The cluster: model i belongs to shard i modulo ``shards``, each shard has its part of the GPUs.
+
+    ``latencies``: of the section ``scheduler``, by name.
+    """
     profile = {"alpha_ms": ALPHA_MS, "beta_ms": BETA_MS}
     common = {"slo_ms": SLO_MS, "max_batch": MAX_BATCH, "loader": "emulated", "profile": profile}
     names = [f"m{i}" for i in range(models)]
@@ -49,7 +62,12 @@ def config(gpus: int, shards: int, models: int = MODELS, spin_us: int = 0) -> st
     ]
     return yaml.safe_dump(
         {
-            "scheduler": {"shards": shards, "max_queue": 1_000_000, "spin_us": spin_us},
+            "scheduler": {
+                "shards": shards,
+                "max_queue": 1_000_000,
+                "spin_us": spin_us,
+                **(LATENCIES_US if latencies is None else latencies),
+            },
             "models": [{"name": name, **common} for name in names],
             "workers": workers,
         }
@@ -78,7 +96,15 @@ class Load:
             for name, value in values.items():
                 command += [f"--{name}", str(value)]
             pipe = subprocess.PIPE
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
+            # A session of its own, as the cluster's processes have: its priority counts only then.
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=pipe,
+                stderr=pipe,
+                text=True,
+                start_new_session=True,
+            )
             self._processes.append(process)
         self._said = ""
 
@@ -124,7 +150,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """One run; the fields of the result are those of ``--json``."""
     found: dict[str, Any] = {"machine": machine()}
     began = time.monotonic()
-    with running(config(options.gpus, options.shards, options.models, options.spin_us)) as cluster:
+    latencies = {name: getattr(options, name) for name in LATENCIES_US}
+    with running(config(options.gpus, options.shards, options.models, options.spin_us, latencies)) as cluster:
         found["start_s"] = round(time.monotonic() - began, 1)
         load = Load(cluster, options)
         try:
@@ -221,6 +248,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--models", type=int, default=MODELS, help="models, all of the same profile")
     parser.add_argument("--generators", type=int, default=1, help="load generator processes")
     parser.add_argument("--spin-us", type=int, default=0, help="the shards' spin setting, µs")
+    for name, value in LATENCIES_US.items():
+        words = name.removesuffix("_us").replace("_", " ")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=int, default=value, help=f"{words} that shards assume, µs"
+        )
     parser.add_argument("--seed", type=int, default=0, help="of the arrivals")
     parser.add_argument("--json", metavar="FILE", help="write JSON to a file, or - for standard output")
     options = parser.parse_args(arguments)

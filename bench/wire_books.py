@@ -80,14 +80,16 @@ class Books:
         if not key.size:
             return
         number = (key & np.uint64(SEQUENCE_MASK)).view(np.int64) - self._first
+        oldest = max(0, self.next - self._mask - 1)
+        if number.min() < oldest or number.max() >= self.next:  # never where the shards keep to the protocol
+            known = (number >= oldest) & (number < self.next)
+            self.duplicates += number.size - int(np.count_nonzero(known))
+            number, key, status = number[known], key[known], status[known]
         place = number & self._mask
         order = np.arange(key.size, dtype=np.int32)
         self._mark[place[::-1]] = order[::-1]  # the first of several answers in one column counts
         fresh = self._state[place] == WAITING
         fresh &= self._mark[place] == order
-        oldest = max(0, self.next - self._mask - 1)
-        if number.min() < oldest or number.max() >= self.next:
-            fresh &= (number >= oldest) & (number < self.next)
         self.duplicates += key.size - int(np.count_nonzero(fresh))
         self._state[place if fresh.all() else place[fresh]] = ANSWERED
         if self.counted_from > oldest:

@@ -152,7 +152,7 @@ def test_a_name_stands_for_what_the_device_can_run(config: Config) -> None:
     [
         (["minilm"], {}, "model 'minilm' needs a real device: --device cpu or cuda:0"),
         (["own"], {"device": "cpu"}, "model 'own' needs --device emulated"),
-        (["nothing"], {}, r"no model definition 'nothing': neither a file nor one of the zoo's \(crepe-full"),
+        (["nothing"], {}, r"no model definition 'nothing': neither a file nor one of the zoo's \(bert-base"),
         (["own", "own"], {}, "two definitions have the name 'own'"),
         ([], {"device": "gpu"}, "device: expected emulated, cpu or cuda:N, got 'gpu'"),
         ([], {"device": "cpu", "gpus": 2}, "device cpu is one device: gpus must be 1"),
