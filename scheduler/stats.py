@@ -110,19 +110,23 @@ class Stats:
         self._grow(len(table.names))
         queued = core.queued_by_model(len(table.names))
         observed = self._observed.models(now, core, table, self._offered)
+        n = len(table.names)
+        columns = (self._offered, self._good, self._served, self._dropped, self._batches)
+        rows = zip(*(column[:n].tolist() for column in columns), queued, observed, strict=True)
         models = {}
-        for number, name in enumerate(table.names):
-            served, batches = int(self._served[number]), int(self._batches[number])
+        for number, (name, row) in enumerate(zip(table.names, rows, strict=True)):
+            offered, good, served, dropped, batches, waiting, more = row
+            seen = measured(number)
             models[name] = {
-                "offered": int(self._offered[number]),
-                "good": int(self._good[number]),
-                "late": served - int(self._good[number]),
-                "dropped": int(self._dropped[number]),
-                "queued": queued[number],
+                "offered": offered,
+                "good": good,
+                "late": served - good,
+                "dropped": dropped,
+                "queued": waiting,
                 "batches": batches,
                 "mean_batch": round(served / batches, 2) if batches else None,
-                "measured_over_profiled": None if (seen := measured(number)) is None else _rounded(seen),
-                **observed[number],
+                "measured_over_profiled": None if seen is None else _rounded(seen),
+                **more,
             }
         then, busy_then = self._busy_told
         busy = self._busy
