@@ -40,11 +40,13 @@ from symphony.topics import decode_body
 from symphony.waiter import Waiter
 from symphony.wire import WireError
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("scheduler.leader")  # it is run as a program, too
 
 TICK_NS: Final = 100_000_000
 """While a plan is on its way; what members tell wakes the loop besides."""
 IDLE_NS: Final = 1_000_000_000
+UNSAID: Final = ("what", "reasons", "utilization")
+"""Fields of events that are published and not logged."""
 
 
 class Leader:
@@ -196,7 +198,6 @@ class Leader:
                     self._tell(event)
 
     def _allocate(self, action: Allocate) -> None:
-        _log.info("planning: %s", action.why)
         self._tell({"what": "planning", "why": action.why})
         self._solving = threading.Thread(target=self._solve, args=(action,), name="allocate", daemon=True)
         self._solving.start()
@@ -212,7 +213,8 @@ class Leader:
         os.write(self._bell, b"x")
 
     def _tell(self, event: Mapping[str, Any]) -> None:
-        _log.info("%s", {key: value for key, value in event.items() if key not in ("reasons", "utilization")})
+        words = (f"{key} {value}" for key, value in event.items() if key not in UNSAID and value != {})
+        _log.info("%s: %s", event["what"], ", ".join(words))
         body = {"v": 1, "at": self._clock.now(), "leader": self.settings.shard, **event}
         if not send(self._publisher, [f"event.{self.settings.shard}".encode(), msgpack.packb(body)]):
             self.faults.count("event-pipe-full")
