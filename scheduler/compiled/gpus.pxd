@@ -59,7 +59,7 @@ cdef class Gpus:
     @cython.locals(heap=Heap, entry="long long", gpu="long long")
     cpdef restore(self)
     @cython.locals(heap=Heap, idle=Heap, busy=Heap)
-    cpdef long long taker_type(self, long long now, long long model) noexcept
+    cpdef long long taker_type(self, long long now, long long model, long long tried) noexcept
     @cython.locals(heap=Heap, idle=Heap, busy=Heap)
     cpdef long long next_free(self, long long model, long long after) noexcept
     cpdef bint room(self, long long now, long long model, long long guard) noexcept

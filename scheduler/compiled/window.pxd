@@ -52,6 +52,7 @@ cdef class Window(Lanes):
     cdef void _drop(self, long long lane, long long n, long long reason) except *
     @cython.locals(ready=Heap)
     cdef void _reform(self, long long lane, long long now) except *
-    cdef long long _kind(self, long long model) noexcept
+    cdef long long _taker(self, long long lane, long long model, long long now) noexcept
+    cdef bint _bears(self, long long lane, long long model, long long kind, long long now, long long free, long long margin) noexcept
     cdef long long _reduce(self, long long lane, long long model, long long kind, long long now) except? -9
     cdef void _aim(self, long long lane, long long model, long long at) noexcept

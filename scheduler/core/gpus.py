@@ -256,12 +256,15 @@ class Gpus:
                 heap = self.busy[self.cls[gpu]]
                 heap.put(gpu, self.free_at[gpu])
 
-    def taker_type(self, now: int, model: int) -> int:
-        """Type of the GPU that would take the model: lowest idle, else first to be free; -1 if none."""
+    def taker_type(self, now: int, model: int, tried: int) -> int:
+        """Type of the GPU that would take the model: lowest idle, else first to be free; -1 if none.
+
+        GPUs of the types in the bit mask ``tried`` do not count.
+        """
         best = -1
         kind = -1
         for c in range(self.classes):
-            if self.holds[c * self.models + model]:
+            if self.holds[c * self.models + model] and (tried >> self.class_type[c]) & 1 == 0:
                 heap = self.idle[c]
                 self._skip_overdue(heap, now)
                 if heap.size > 0 and (best < 0 or heap.ids[0] < best):
@@ -271,7 +274,7 @@ class Gpus:
             return kind
         free = 0
         for c in range(self.classes):
-            if self.holds[c * self.models + model]:
+            if self.holds[c * self.models + model] and (tried >> self.class_type[c]) & 1 == 0:
                 heap = self.busy[c]
                 self._skip_overdue(heap, now)
                 if heap.size > 0 and (

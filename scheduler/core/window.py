@@ -159,7 +159,16 @@ class Window(Lanes):
         free = gpus.free_at[gpu]
         if free < now:
             free = now
-        self._give_up(lane, at, now, free, margin)
+        if self.steady[model]:
+            self._give_up(lane, at, now, free, margin)
+        else:
+            kind = gpus.class_type[gpus.cls[gpu]]
+            if not self._bears(lane, model, kind, now, free, margin):
+                if kind != self.fast[model]:
+                    return False
+                taker = self._taker(lane, model, now)
+                if taker < 0 or taker == kind:
+                    self._give_up(lane, at, now, free, margin)
         size = self._form(lane, at, now, free, margin)
         if size == 0:
             return False
@@ -253,27 +262,33 @@ class Window(Lanes):
             self._rest(lane)
             return
         model = self.lane_model[lane]
-        kind = self._kind(model)
+        kind = self.fast[model]
         if kind < 0:
             self._drop(lane, n, UNSERVED)
             self._rest(lane)
             return
         at = self.fast_at[model]
-        if kind != self.fast[model]:
-            at = models.table[model * TYPES + kind]
+        self._aim(lane, model, at)
+        if not self.steady[model]:
+            taker = self._taker(lane, model, now)
+            if taker < 0:
+                # None could serve the head well: it is as late as that on every type.
+                if self._reduce(lane, model, kind, now) < 0:
+                    return
+                n = queues.count(lane)
+                taker = self._taker(lane, model, now)
+            if taker >= 0:
+                kind = taker
+                at = models.table[model * TYPES + kind]
         most = models.max_batch[model]
         row = lane * FIELDS
         kept = self.margin + self.type_margin[kind] + self.control + self.result
         head = queues.record[row + FIRST] - kept
-        self._aim(lane, model, at)
         size = n
         if n > most or models.latency[at + n] + n * self.data > head - now:
             # The queue does not fit into one batch: what expired goes, perhaps the head too.
-            kind = self._reduce(lane, model, kind, now)
-            if kind < 0:
+            if self._reduce(lane, model, kind, now) < 0:
                 return
-            at = models.table[model * TYPES + kind]
-            kept = self.margin + self.type_margin[kind] + self.control + self.result
             head = queues.record[row + FIRST] - kept
             n = queues.count(lane)
             size = self.lane_size[lane]
@@ -312,20 +327,42 @@ class Window(Lanes):
                 self.pending.put(lane, opens)
                 self._calm(lane, -1, n)
 
-    def _kind(self, model: int) -> int:
-        """Type of the GPU that would take the model now; -1 if no GPU serves it."""
-        kind = self.fast[model]
-        if self.gpus.classes > 1 and kind >= 0:
-            taker = self.gpus.taker_type(self.now, model)
-            if taker >= 0:
-                kind = taker
-        return kind
+    def _taker(self, lane: int, model: int, now: int) -> int:
+        """Type of the GPU that would take the candidate: lowest idle, else first to be free.
+
+        Types on which the head would keep the batch small are passed over; -1 if all are.
+        """
+        tried = 0
+        kind = self.gpus.taker_type(now, model, 0)
+        while kind >= 0:
+            margin = self.margin + self.type_margin[kind] + self.result
+            if self._bears(lane, model, kind, now, now, margin):
+                return kind
+            tried |= 1 << kind
+            kind = self.gpus.taker_type(now, model, tried)
+        return -1
+
+    def _bears(self, lane: int, model: int, kind: int, now: int, free: int, margin: int) -> bool:
+        """Whether the head allows a batch of the target size, or the whole queue, on a GPU of that type.
+
+        The target is that of the fastest type; on another it is no more than what runs in half of the
+        SLO: a request that just missed such a batch can wait for it and go with the next.
+        """
+        at = self.models.table[model * TYPES + kind]
+        want = self.queues.count(lane)
+        if want > self.lane_target[lane]:
+            want = self.lane_target[lane]
+        if kind != self.fast[model]:
+            half = self.models.target(model, at, 0, 0, 0, 0)
+            if want > half:
+                want = half
+        return self._ends(at, want, now, free) + margin <= self.queues.record[lane * FIELDS + FIRST]
 
     def _reduce(self, lane: int, model: int, kind: int, now: int) -> int:
-        """Drop what cannot be served in time, and set the size of the largest batch that can.
+        """Drop what cannot be served in time, and set the size of the largest batch that can be on ``kind``.
 
-        Returns the GPU type that the candidate is formed against: ``kind``, or the model's fastest
-        where ``kind`` is too slow for the head; -1 if the lane is empty now.
+        That is the model's fastest type, or one that can serve the head well. Returns -1 if the lane is
+        empty now, else 0.
         """
         queues = self.queues
         models = self.models
@@ -344,15 +381,10 @@ class Window(Lanes):
                 return -1
         at = models.table[model * TYPES + kind]
         margin = self.margin + self.type_margin[kind] + self.result
-        self._give_up(lane, at, now, now, margin)
-        size = self._form(lane, at, now, now, margin)
-        if size == 0:
-            kind = fast
-            at = models.table[model * TYPES + fast]
-            margin = self.margin + self.type_margin[fast] + self.result
-            size = self._form(lane, at, now, now, margin)
-        self.lane_size[lane] = size
-        return kind
+        if kind == fast:
+            self._give_up(lane, at, now, now, margin)
+        self.lane_size[lane] = self._form(lane, at, now, now, margin)
+        return 0
 
     def _aim(self, lane: int, model: int, at: int) -> None:
         """Bring the lane's target size up to date, once per rate sample."""

@@ -365,7 +365,11 @@ class Reference:
         """The batch is formed afresh against the GPU's true start time."""
         free = max(gpu.free_at, self.now)
         margin = self.margin + gpu.margin
-        self.window_drop(lane, gpu.kind, free, margin)
+        if not self.bears(lane, gpu.kind, free, margin):
+            if gpu.kind != self.fastest(lane.model):
+                return False
+            if self.bearing(lane)[:1] in ([], [gpu.kind]):
+                self.window_drop(lane, gpu.kind, free, margin)
         size = self.largest(lane, gpu.kind, free, margin)
         if size == 0:
             return False
@@ -403,19 +407,16 @@ class Reference:
         if not self.serving(lane.model):
             self.drop(lane, len(lane.queue), UNSERVED)
             return
-        takers = self.in_order(lane.model)
         fast = self.fastest(lane.model)
-        kind = takers[0].kind if takers else fast
-        self.aim(lane, kind)
+        self.aim(lane, fast)
         while lane.queue and self.largest(lane, fast, self.now, self.margin_of(fast)) == 0:
             self.drop(lane, 1, EXPIRED)
         if not lane.queue:
             return
-        self.window_drop(lane, kind, self.now, self.margin_of(kind))
+        if not self.bearing(lane):
+            self.window_drop(lane, fast, self.now, self.margin_of(fast))
+        kind = (self.bearing(lane) or [fast])[0]
         size = self.largest(lane, kind, self.now, self.margin_of(kind))
-        if size == 0:
-            kind = fast
-            size = self.largest(lane, kind, self.now, self.margin_of(kind))
         head = lane.queue[0]
         model = self.models[lane.model]
         latest = self.start_by(lane, kind, size)
@@ -428,6 +429,19 @@ class Reference:
             opens = self.now
         lane.size = size
         lane.state, lane.due = ("ready", latest) if opens <= self.now else ("pending", opens)
+
+    def bearing(self, lane: Lane) -> list[int]:
+        """The types that the head would not keep from a good batch, in the order of their first GPUs."""
+        kinds = dict.fromkeys(gpu.kind for gpu in self.in_order(lane.model))
+        return [kind for kind in kinds if self.bears(lane, kind, self.now, self.margin_of(kind))]
+
+    def bears(self, lane: Lane, kind: int, free: int, margin: int) -> bool:
+        """Whether a batch of the target, or the whole queue, would be in time on that type."""
+        want = min(lane.target, len(lane.queue))
+        if kind != self.fastest(lane.model):
+            model = self.models[lane.model]
+            want = min(want, max(1, sum(length <= model.slo // 2 for length in model.tables[kind])))
+        return self.ends(lane.model, kind, want, free) + margin <= lane.queue[0].finish_by
 
     def opens(self, size: int, target: int, full: bool, frontrun: int, latest: int, arrived: int) -> int:
         now = self.now

@@ -279,15 +279,26 @@ class Stream:
         rng: where the choices come from.
         start: the first event's time in ns.
         churn: how often models and GPUs change, as a share of the events.
+        kinds: GPU types; None for 1 to 3, by chance.
+        apart: each type is slower than the one before by so many times the first one's slope.
     """
 
-    def __init__(self, rig: Rig, rng: random.Random, start: int = 0, churn: float = 0.05) -> None:
+    def __init__(
+        self,
+        rig: Rig,
+        rng: random.Random,
+        start: int = 0,
+        churn: float = 0.05,
+        kinds: int | None = None,
+        apart: int = 1,
+    ) -> None:
         self.rig = rig
         self.rng = rng
         self.churn = churn
         self.now = start
         self.sequence = Counter(dict.fromkeys(range(4), 0))
-        self.kinds = rng.choice((1, 1, 2, 3))
+        self.kinds = kinds or rng.choice((1, 1, 2, 3))
+        self.apart = apart
         self.partial = rng.random() < 0.5
         self.load = rng.choice((1, 3, 10, 30))
         rig.tell("advance", start)
@@ -300,7 +311,8 @@ class Stream:
         rng = self.rng
         largest = self.rig.core.models.max_batch[model]
         alpha, beta = rng.choice((0, 0.2, 1, 2)), rng.choice((0, 1, 5))
-        self.rig.tell("set_profile", self.now, model, kind, linear(alpha * (1 + kind), beta, largest))
+        slope = alpha * (1 + self.apart * kind)
+        self.rig.tell("set_profile", self.now, model, kind, linear(slope, beta, largest))
 
     def new_model(self, model: int) -> None:
         rng = self.rng

@@ -61,6 +61,17 @@ def test_against_the_reference(seed: int) -> None:
     rig.settle()
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_against_the_reference_on_types_far_apart(seed: int) -> None:
+    """GPU types of which one is many times as fast as the next, in any order of their numbers."""
+    rng = random.Random(200 + seed)
+    rig = Rig(**random_settings(rng))
+    stream = Stream(rig, rng, churn=0.02, kinds=rng.choice((2, 3)), apart=rng.choice((3, 8)))
+    for _ in range(150):
+        stream.step()
+    rig.settle()
+
+
 def test_the_streams_reach_every_corner() -> None:
     """The random streams are worth something: every kind of action occurs in them."""
     seen: Counter[str] = Counter()

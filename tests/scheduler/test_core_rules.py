@@ -472,6 +472,52 @@ def test_a_head_that_is_too_tight_for_the_slow_gpu_gets_the_fast_one(core_type: 
     assert brief(world.advance(world.wakeup)) == [(1, 13, 19, (1,))]
 
 
+def far_apart(core_type: type[Core], **settings: Any) -> World:
+    """GPU 0 needs 4b + 5, GPU 1 b + 5."""
+    world = World(core_type, gpus=0, **settings)
+    world.core.set_profile(0, 0, 1, linear(4, 5, 8))
+    world.core.add_gpu(0, 0, 1)
+    world.core.add_gpu(0, 1, 0)
+    return world
+
+
+def test_a_slow_gpu_that_becomes_idle_costs_no_head(core_type: type[Core]) -> None:
+    """The window was that of the fast GPU; the slow one, idle again, could not be in time with it."""
+    world = far_apart(core_type)
+    world.core.add_model(1, 100 * MS, 1)
+    world.core.set_profile(0, 1, 1, [88 * MS])
+    assert brief(world.submit(0, 100, model=1)) == [(0, 0, 88, (1,))]
+    assert world.submit(1, 100, 100, 100) == NOTHING
+    assert world.wakeup == 100 - 9
+    assert brief(world.submit(90, 190, 190)) == [(1, 90, 100, (2, 3, 4, 5, 6))]
+
+
+def test_each_type_gets_what_it_can_serve_well(core_type: type[Core]) -> None:
+    """Tight heads go with a full batch to the fast GPU though the slow one comes first; it gets the rest."""
+    world = far_apart(core_type)
+    assert brief(world.submit(0, *[14] * 3, *[100] * 8)) == [(1, 0, 13, tuple(range(1, 9)))]
+    assert world.wakeup == 100 - 21
+    assert brief(world.advance(79)) == [(0, 79, 96, (9, 10, 11))]
+
+
+def test_a_head_is_given_up_only_where_no_type_could_serve_it_well(core_type: type[Core]) -> None:
+    """In 12 ms not even the fast GPU ends a batch of the target: the heads go; GPU 0 takes the rest."""
+    world = far_apart(core_type)
+    dispatches, drops = world.submit(0, *[12] * 3, *[100] * 8)
+    assert [(drop[0], drop[3]) for drop in drops] == [(1, WINDOW), (2, WINDOW), (3, WINDOW)]
+    assert brief((dispatches, [])) == [(0, 0, 37, tuple(range(4, 12)))]
+
+
+def test_a_slow_gpu_gets_no_batch_that_is_small_for_its_heads_sake(core_type: type[Core]) -> None:
+    """One of the two in time is less than GPU 0 could do: they wait for GPU 1, which takes both."""
+    world = far_apart(core_type, policy="eager")
+    assert [d[2] for d in world.submit(0, *[100] * 16)[0]] == [0, 1]
+    assert world.complete(1, 0, 0, 1) == NOTHING
+    assert world.submit(11, 23, 23) == NOTHING
+    assert world.wakeup == 13
+    assert brief(world.advance(13)) == [(1, 13, 20, (17, 18))]
+
+
 def test_one_unsteady_gpu_does_not_keep_a_lane_from_the_others(core_type: type[Core]) -> None:
     """GPU 0 runs over by up to 99 ms: no request can be in time there; GPU 1 takes them all."""
     world = World(core_type, gpus=2)
