@@ -3,26 +3,17 @@ from scheduler.compiled.gpus cimport Gpus
 from scheduler.compiled.heap cimport Heap
 from scheduler.compiled.models cimport Models
 from scheduler.compiled.queues cimport Queues
-from scheduler.compiled.window cimport Window
+from scheduler.compiled.fleet cimport Fleet
 
 cdef bint PLAIN
 cdef long long AHEAD
 cdef long long PRIORITIES
-cdef long long LONGEST
-cdef long long LIVE
-cdef long long SLOTS
 cdef long long NEVER
-cdef long long MOST_GPUS
-cdef long long MOST_MODELS
-cdef long long LARGEST_BATCH
-cdef long long TYPES
-cdef long long ABSENT
 cdef long long FULL
 cdef long long UNKNOWN
 cdef long long OUT_OF_RANGE
 cdef long long DUPLICATE
 cdef long long UNSERVED
-cdef long long HANDED_BACK
 cdef long long FIELDS
 cdef long long UNTIL
 cdef long long STOP
@@ -31,14 +22,7 @@ cdef long long LAST
 cdef long long BASE
 cdef long long MASK
 
-cdef class Core(Window):
-    cpdef add_model(self, long long model, long long slo_ns, long long max_batch)
-    cpdef bint has_model(self, long long model) noexcept
-    cpdef bint has_gpu(self, long long gpu) noexcept
-    cdef _serve_all(self)
-    @cython.locals(alike=bint)
-    cdef _serve_one(self, long long model)
-    cdef _changed(self, long long now, bint everything)
+cdef class Core(Fleet):
     @cython.locals(
         m="const unsigned int[:]", d="const long long[:]", k="const unsigned long long[:]",
         p="const unsigned char[:]", touched=Heap, which="long long", due="long long",

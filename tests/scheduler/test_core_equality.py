@@ -30,7 +30,18 @@ def test_the_compiled_class_is_really_compiled() -> None:
     core = compiled_core()
     if core is None:
         pytest.skip("the extensions are older than the sources; `make build` compiles them")
-    assert {"machine", "window", "gpus", "queues", "heap", "meter", "models", "lanes", "actions"} <= built
+    assert {
+        "machine",
+        "fleet",
+        "window",
+        "gpus",
+        "queues",
+        "heap",
+        "meter",
+        "models",
+        "lanes",
+        "actions",
+    } <= built
     for kind in core.__mro__[:-1]:
         assert kind.__module__.startswith("scheduler.compiled"), kind
         assert not kind.__flags__ & (1 << 9), f"{kind} is a Python class"  # Py_TPFLAGS_HEAPTYPE
