@@ -239,7 +239,9 @@ def show(found: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="symphony bench wire", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--rate", type=float, default=500_000, help="requests per second, all generators")
     parser.add_argument("--gpus", type=int, default=750, help="emulated GPUs, all shards")
     parser.add_argument("--shards", type=int, default=1, help="scheduler processes")
@@ -256,6 +258,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the arrivals")
     parser.add_argument("--json", metavar="FILE", help="write JSON to a file, or - for standard output")
     options = parser.parse_args(arguments)
+    whole = (options.shards, options.generators, options.submit_size)
+    if min(whole) < 1 or not (options.rate > 0 and options.seconds > 0):
+        parser.error("rate and seconds must be above 0, shards, generators and submit size at least 1")
+    if min(options.gpus, options.models) < options.shards:
+        parser.error("every shard needs a GPU and a model at least")
     found = measure(options)
     print(show(found), file=sys.stderr if options.json == "-" else sys.stdout)
     if options.json == "-":

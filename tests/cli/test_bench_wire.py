@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.wire import main
 from bench.wire_books import Books
 from symphony.cli.bench import command
 from symphony.status import Status
@@ -86,3 +87,21 @@ def test_a_small_load_is_served_whole() -> None:
     assert books["good"] + books["late"] + books["dropped"] + books["failed"] == books["offered"]
     assert books["good"] > 0
     assert set(found["loop"]["shard-0"]["share"]) >= {"wait", "completions", "submits", "act"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--rate", "-5"], "rate and seconds must be above 0"),
+        (["--seconds", "nan"], "rate and seconds must be above 0"),
+        (["--submit-size", "0"], "submit size at least 1"),
+        (["--gpus", "1", "--shards", "2"], "every shard needs a GPU"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(options)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
