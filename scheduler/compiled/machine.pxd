@@ -36,10 +36,11 @@ cdef class Core(Fleet):
     @cython.locals(slot="long long")
     cdef long long _admit(self, long long now, long long which, long long due, unsigned long long ident, long long rank, bint fresh) except -2
     @cython.locals(
-        g="const unsigned int[:]", b="const unsigned long long[:]", f="const long long[:]",
-        which="long long", ended="long long",
+        g="const unsigned int[:]", b="const unsigned long long[:]", f="const long long[:]", i="long long",
     )
     cpdef complete(self, long long now, gpu, batch, finished)
+    cpdef report(self, long long now, long long gpu, long long batch, long long finished)
+    cdef void _give_back(self, long long now, long long which, long long batch, long long ended) noexcept
     cpdef advance(self, long long now)
     @cython.locals(ready=Heap, pending=Heap)
     cpdef long long next_wakeup(self) except? -1

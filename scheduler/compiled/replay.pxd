@@ -27,9 +27,6 @@ cdef class Replay:
     cdef public long long[::1] start
     cdef public long long[::1] end
     cdef public long long events
-    cdef public unsigned int[::1] one_gpu
-    cdef public unsigned long long[::1] one_batch
-    cdef public long long[::1] one_end
 
     cpdef clear(self)
     @cython.locals(

@@ -232,13 +232,20 @@ class Core(Fleet):
             raise ValueError("columns of different lengths")
         now = self._clock(now)
         for i in range(n):
-            which = g[i]
-            ended = f[i]
-            if ended > now or ended < 0:
-                ended = now
-            if which >= self.gpus.capacity or not self.gpus.give_back(which, b[i], ended, now):
-                self.strange_completions += 1
+            self._give_back(now, g[i], b[i], f[i])
         self._run(now)
+
+    def report(self, now: int, gpu: int, batch: int, finished: int) -> None:
+        """One batch came back: what :meth:`complete` does for columns of one."""
+        now = self._clock(now)
+        self._give_back(now, gpu, batch, finished)
+        self._run(now)
+
+    def _give_back(self, now: int, which: int, batch: int, ended: int) -> None:
+        if ended > now or ended < 0:
+            ended = now
+        if which >= self.gpus.capacity or not self.gpus.give_back(which, batch, ended, now):
+            self.strange_completions += 1
 
     def advance(self, now: int) -> None:
         """Time has passed: open windows, drop what expired, dispatch."""

@@ -71,9 +71,6 @@ class Replay:
         self.start = array("q", bytes(8 * 256))
         self.end = array("q", bytes(8 * 256))
         self.events = 0
-        self.one_gpu = array("I", [0])
-        self.one_batch = array("Q", [0])
-        self.one_end = array("q", [0])
 
     def clear(self) -> None:
         """Forget what has been read: the core's actions and the columns here."""
@@ -148,16 +145,15 @@ class Replay:
         """Tell the core of the oldest batch of the GPU whose report is due."""
         gpu = self.reports.ids[0]
         first = gpu * DEPTH + self.out_head[gpu]
-        self.one_gpu[0] = gpu
-        self.one_batch[0] = self.out_batch[first]
-        self.one_end[0] = self.out_end[first]
+        batch = self.out_batch[first]
+        end = self.out_end[first]
         self.out_head[gpu] = (self.out_head[gpu] + 1) % DEPTH
         self.out_count[gpu] -= 1
         if self.out_count[gpu] > 0:
             self.reports.put(gpu, self.out_end[gpu * DEPTH + self.out_head[gpu]] + self.report)
         else:
             self.reports.discard(gpu)
-        self.core.complete(now, self.one_gpu, self.one_batch, self.one_end)
+        self.core.report(now, gpu, batch, end)
 
     def _execute(self, now: int) -> None:
         """Run the batches that the last event sent out."""
