@@ -86,7 +86,7 @@ class _Rules:
             whole = now
         elif found.slope < 0:
             whole = min(whole, now)
-        self.most = max(whole, self.ahead if found.slope > 0 else 0.0)
+        self.most = max(whole, self.fast, self.ahead if found.slope > 0 else 0.0)
 
     def decide(self) -> tuple[Decision, State]:
         """The first rule that has something to say."""
@@ -170,7 +170,7 @@ class _Rules:
             return None  # it has been looked at under this load
         leaving = self._leaving(len(self.found.idle))
         if not leaving:
-            if self.found.complete:
+            if self.found.level:
                 self.state = replace(self.state, settled_need=need)
             return None
         numbers = f"{len(leaving)} GPUs" if len(leaving) > 1 else f"GPU {leaving[0]}"
@@ -190,7 +190,7 @@ class _Rules:
         good = found.bad <= settings.bad and found.bad_fast <= settings.bad
         if good:
             calibration = state.calibration
-            if found.steady and abs(found.fast - found.need) <= 0.05 * found.need:
+            if found.steady and found.level:
                 # Random arrivals can need less than the fluid says (one request per batch and model).
                 calibration = min(1.0, found.carried / found.need)
             return replace(state, usable=usable, learned_need=learned, calibration=calibration)

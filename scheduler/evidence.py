@@ -23,6 +23,10 @@ STRAIGHT: Final = 0.85
 """Share of the variance that a straight line must explain to be taken for a trend."""
 MOST_AHEAD: Final = 0.5
 """A trend adds at most this share of the present need."""
+LEVEL: Final = 0.05
+"""The last seconds' mean is within this share of the window's while the load is level."""
+FALLEN: Final = 0.5
+"""A load below this share of what it was is another load: what was before says nothing about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,11 @@ class Evidence:
     idle: list[int]
     steady: bool
 
+    @property
+    def level(self) -> bool:
+        """Whether the window shows one load, so that its mean is the load now."""
+        return self.complete and abs(self.fast - self.need) <= LEVEL * self.need
+
     def capacity(self, counts: Mapping[str, int]) -> float:
         """Of so many GPUs by type, in GPUs of the reference; unknown types count as the reference."""
         return sum(count * self.speed.get(kind, 1.0) for kind, count in counts.items())
@@ -132,6 +141,8 @@ def _largest(table: Sequence[int], gather: float, budget: int) -> int:
 def weigh(window: Sequence[Sample], window_s: float, fast_s: float, idle_share: float) -> Evidence:
     """Look at the samples of the last ``window_s`` seconds, oldest first.
 
+    After a fall by half the window begins anew; it is long enough again, and GPUs can be idle, after half of it.
+
     Args:
         window: at least one sample; times rise. window_s, fast_s: seconds that count, and that count as now.
         idle_share: a GPU that was busy for at most this share, of the window and of its last part, is idle.
@@ -141,13 +152,18 @@ def weigh(window: Sequence[Sample], window_s: float, fast_s: float, idle_share: 
     recent = [sample for sample in samples if now - sample.at < fast_s * SECOND]
     reference, speed = _speeds(recent)
     needs = [_finite(sample.need.get(reference, 0.0)) for sample in samples]
+    complete = sum(sample.seconds for sample in samples) >= 0.9 * window_s
+    fall = _fall(needs)
+    settling = fall > 0
+    if complete and settling and now - samples[fall - 1].at >= window_s / 2 * SECOND:
+        samples, needs, settling = samples[fall:], needs[fall:], False
+        recent = recent[-len(samples) :]
     last = needs[-len(recent) :]
     # From the differences of neighbours: a step or a slope in the window is no noise.
     spread = math.sqrt(sum((b - a) ** 2 for a, b in pairwise(needs)) / 2)
     spread /= math.sqrt(max(1, len(needs) - 1))
     ready = set(samples[-1].busy)
     steady = all(set(sample.busy) == ready for sample in samples)
-    complete = sum(sample.seconds for sample in samples) >= 0.9 * window_s
     return Evidence(
         now=now,
         complete=complete,
@@ -162,9 +178,23 @@ def weigh(window: Sequence[Sample], window_s: float, fast_s: float, idle_share: 
         bad=_bad(samples),
         bad_fast=_bad(recent),
         carried=_mean([sum(sample.busy.values()) for sample in samples]),
-        idle=_idle(samples, recent, idle_share) if complete else [],
+        idle=_idle(samples, recent, idle_share) if complete and not settling else [],
         steady=steady,
     )
+
+
+def _fall(needs: Sequence[float]) -> int:
+    """Where the load fell off: the first position from which all are below a part of the mean before; or 0."""
+    mean, means = 0.0, []
+    for i, need in enumerate(needs):
+        means.append(mean)
+        mean += (need - mean) / (i + 1)
+    most, fall = 0.0, 0
+    for i in range(len(needs) - 1, 0, -1):
+        most = max(most, needs[i])
+        if most < FALLEN * means[i]:
+            fall = i
+    return fall
 
 
 def _speeds(samples: Sequence[Sample]) -> tuple[str, dict[str, float]]:

@@ -152,6 +152,32 @@ def test_no_gpus_go_before_the_pause_after_a_change_is_over() -> None:
     assert first(samples, state=replace(recent, changed_at=samples[-1].at - 30 * SECOND)).kind == "down"
 
 
+def test_after_a_load_has_fallen_off_what_was_before_counts_no_more() -> None:
+    """All GPUs were busy 16 s ago; they go together, neither some at first nor only after a whole window."""
+
+    def fallen(since: int) -> list[Sample]:
+        return [second(at, 1.0 if at >= 30 - since else 18.0, 20, idle=18) for at in range(30)]
+
+    assert [first(fallen(since)).kind for since in (2, 8, 14)] == ["hold"] * 3
+    decision = first(fallen(16))
+    assert (decision.kind, decision.total) == ("down", 2)
+    assert decision.numbers["need"] == 1.0
+    shallow = [second(at, 10.0 if at >= 14 else 18.0, 20, idle=6) for at in range(30)]
+    assert first(shallow).numbers["need"] == pytest.approx((14 * 18 + 16 * 10) / 30)
+
+
+def test_a_load_that_has_just_risen_is_looked_at_again_once_it_is_level() -> None:
+    """While the window holds both loads nothing goes; that is no finding about either of them."""
+    state = State()
+    rising = [second(at, 5.0 if at < 18 else 15.0, 20, idle=2) for at in range(60)]
+    kinds = []
+    for end in range(30, 61):
+        decision, state = decide(rising[end - 30 : end], state, SETTINGS)
+        kinds.append(decision.kind)
+    assert kinds.count("down") == 1
+    assert decision.total == 18
+
+
 def test_gpus_of_one_process_only_go_together() -> None:
     samples = window(need=5.0, gpus=10, idle=4)
     units = [
