@@ -141,7 +141,8 @@ def _largest(table: Sequence[int], gather: float, budget: int) -> int:
 def weigh(window: Sequence[Sample], window_s: float, fast_s: float, idle_share: float) -> Evidence:
     """Look at the samples of the last ``window_s`` seconds, oldest first.
 
-    After a fall by half the window begins anew; it is long enough again, and GPUs can be idle, after half of it.
+    After a fall by half the window begins anew; it is long enough again, and GPUs can be idle, after half
+    of it.
 
     Args:
         window: at least one sample; times rise. window_s, fast_s: seconds that count, and that count as now.
@@ -184,7 +185,7 @@ def weigh(window: Sequence[Sample], window_s: float, fast_s: float, idle_share: 
 
 
 def _fall(needs: Sequence[float]) -> int:
-    """Where the load fell off: the first position from which all are below a part of the mean before; or 0."""
+    """Where the load fell off: the first position from which all are below half of the mean before; or 0."""
     mean, means = 0.0, []
     for i, need in enumerate(needs):
         means.append(mean)

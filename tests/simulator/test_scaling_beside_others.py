@@ -1,4 +1,4 @@
-"""The shipped comparison of autoscalers, on less time per case: what ours has to keep to, beside two others."""
+"""The shipped comparison of autoscalers, on less time per case: what ours keeps to, beside two others."""
 
 from __future__ import annotations
 
