@@ -20,6 +20,7 @@ cdef class Lanes:
     cdef public Policy policy
     cdef public long long now
     cdef public long long sample
+    cdef public long long control
     cdef public long long data
     cdef public long long result
     cdef public long long max_queue
@@ -37,6 +38,7 @@ cdef class Lanes:
     cdef public long long[::1] lane_at
     cdef public long long[::1] lane_calm
     cdef public signed char[::1] lane_stage
+    cdef public signed char[::1] lane_waits
     cdef public object tuner
     cdef public long long tune_at
     cdef public long long early
@@ -47,6 +49,7 @@ cdef class Lanes:
     cdef public Heap pending
     cdef public list ready
     cdef public Heap touched
+    cdef public Heap fresh
 
     @cython.locals(ready=Heap)
     cpdef candidate(self, long long lane)
@@ -58,4 +61,6 @@ cdef class Lanes:
     cdef bint _restage(self, long long lane, long long now) noexcept
     @cython.locals(ready=Heap)
     cdef void _rest(self, long long lane) noexcept
+    cdef long long _ends(self, long long at, long long size, long long now, long long free) noexcept
+    cdef void _aim(self, long long lane, long long model, long long at) noexcept
     cdef long long _new_lane(self, long long model, long long priority) except -1

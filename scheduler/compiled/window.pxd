@@ -18,11 +18,9 @@ cdef long long EXPIRED
 cdef long long WINDOW
 cdef long long UNSERVED
 cdef long long FIELDS
-cdef long long TAIL
 cdef long long FIRST
 
 cdef class Window(Lanes):
-    cdef public long long control
     cdef public long long margin
     cdef public long long horizon
     cdef public long long batches
@@ -43,16 +41,16 @@ cdef class Window(Lanes):
     cdef long long _clock(self, long long now) noexcept
     @cython.locals(ready=Heap)
     cdef void _run(self, long long now) except *
+    cdef void _pass_over(self, long long lane, long long now) except *
     @cython.locals(ready=Heap)
     cdef void _match(self, long long priority, long long now) except *
+    @cython.locals(waits=bint)
     cdef bint _serve(self, long long lane, long long gpu, long long now) except -1
     cdef long long _form(self, long long lane, long long at, long long now, long long free, long long margin) noexcept
     cdef void _give_up(self, long long lane, long long at, long long now, long long free, long long margin) except *
-    cdef long long _ends(self, long long at, long long size, long long now, long long free) noexcept
     cdef void _drop(self, long long lane, long long n, long long reason) except *
     @cython.locals(ready=Heap)
     cdef void _reform(self, long long lane, long long now) except *
     cdef long long _taker(self, long long lane, long long model, long long now) noexcept
     cdef bint _bears(self, long long lane, long long model, long long kind, long long now, long long free, long long margin) noexcept
     cdef long long _reduce(self, long long lane, long long model, long long kind, long long now) except? -9
-    cdef void _aim(self, long long lane, long long model, long long at) noexcept

@@ -28,6 +28,7 @@ from .limits import (
     PRIORITIES,
     SAMPLE_NS,
     STOP,
+    TAIL,
     UNTIL,
 )
 from .meter import Meter
@@ -42,7 +43,8 @@ class Lanes:
     ``lane_head`` is what the lane was last formed with: its head's deadline less everything that is kept
     free before it; ``lane_at`` where its latency table starts. ``lane_stage`` is 1 where the time under
     which the lane is listed in ``pending`` is a lower bound. With fewer than ``lane_calm`` requests an
-    arrival only moves the opening.
+    arrival only moves the opening. ``lane_waits`` is 1 where a lane was ready at the end of an event, so that
+    no GPU took it; ``fresh`` lists those that became ready within this one.
 
     Where the policy has a slow loop, ``tuner``, that is called from ``tune_at`` on and sets
     ``lane_early``, the queue from which a lane may start before its window opens (NEVER without a slow
@@ -54,6 +56,7 @@ class Lanes:
         self.policy = make_policy(policy)
         self.now = 0
         self.sample = 0
+        self.control = 0
         self.data = 0
         self.result = 0
         self.max_queue = 1
@@ -71,6 +74,7 @@ class Lanes:
         self.lane_at = array("q")
         self.lane_calm = array("q")
         self.lane_stage = array("b")
+        self.lane_waits = array("b")
         self.lane_early = array("q")
         self.lane_guard = array("q")
         self.lane_open = array("q")
@@ -81,6 +85,7 @@ class Lanes:
         self.pending = Heap(0)
         self.ready = [Heap(0) for _ in range(PRIORITIES)]
         self.touched = Heap(0)
+        self.fresh = Heap(0)
 
     def candidate(self, lane: int) -> tuple[str, int, int]:
         """State (empty, pending, ready), timer (0 if empty) and size of a lane's candidate."""
@@ -168,10 +173,31 @@ class Lanes:
         """The lane is empty."""
         self.lane_size[lane] = 0
         self.lane_stage[lane] = 0
+        self.lane_waits[lane] = 0
+        self.fresh.discard(lane)
         self.queues.record[lane * FIELDS + UNTIL] = -1
         self.pending.discard(lane)
         ready = self.ready[self.lane_priority[lane]]
         ready.discard(lane)
+
+    def _ends(self, at: int, size: int, now: int, free: int) -> int:
+        start = now + self.control + size * self.data
+        if start < free:
+            start = free
+        return start + self.models.latency[at + size]
+
+    def _aim(self, lane: int, model: int, at: int) -> None:
+        """Bring the lane's target size up to date, once per rate sample."""
+        sample = self.sample
+        if self.lane_target_sample[lane] >= sample:
+            return
+        self.lane_target_sample[lane] = sample
+        self.meter.roll(lane, sample, self.queues.record[lane * FIELDS + TAIL])
+        window = self.meter.window_ns(lane)
+        count = self.meter.total[lane]
+        self.lane_gap[lane] = window // count if count > 0 else 0
+        budget = self.models.slo[model] - self.result - self.control
+        self.lane_target[lane] = self.models.target(model, at, self.data, budget, count, window)
 
     def _new_lane(self, model: int, priority: int) -> int:
         lane = self.queues.add_lane()
@@ -188,10 +214,12 @@ class Lanes:
             self.lane_at = widen("q", self.lane_at, more)
             self.lane_calm = widen("q", self.lane_calm, more)
             self.lane_stage = widen("b", self.lane_stage, more)
+            self.lane_waits = widen("b", self.lane_waits, more)
             self.lane_early = widen("q", self.lane_early, more, self.early)
             self.lane_guard = widen("q", self.lane_guard, more)
             self.lane_open = widen("q", self.lane_open, more)
             self.touched.reserve(lane + more)
+            self.fresh.reserve(lane + more)
             self.pending.reserve(lane + more)
             for heap in self.ready:
                 heap.reserve(lane + more)

@@ -23,7 +23,6 @@ from .limits import (
     PRIORITIES,
     SAMPLE_NS,
     SLOTS,
-    TAIL,
     TYPES,
     UNSERVED,
     WINDOW,
@@ -101,6 +100,15 @@ class Window(Lanes):
                 self._reform(ready.ids[0], now)
             if ready.size > 0:
                 self._match(priority, now)
+        while self.fresh.size > 0:
+            self._pass_over(self.fresh.ids[0], now)
+
+    def _pass_over(self, lane: int, now: int) -> None:
+        """The lane is ready, and no GPU has taken it: from now on its head may be given up."""
+        self.fresh.discard(lane)
+        self.lane_waits[lane] = 1
+        if self.lane_size[lane] < self.queues.count(lane):
+            self._reform(lane, now)
 
     def _match(self, priority: int, now: int) -> None:
         """Give GPUs to ready lanes, smallest ``latest`` first.
@@ -119,6 +127,8 @@ class Window(Lanes):
             if gpu >= 0 and now < self.lane_open[lane] and not gpus.room(now, model, self.lane_guard[lane]):
                 # Ready early only while no GPU was free; those that are now are kept for others.
                 ready.discard(lane)
+                self.fresh.discard(lane)
+                self.lane_waits[lane] = 0
                 self.pending.put(lane, self.lane_open[lane])
                 continue
             while gpu >= 0 and not self._serve(lane, gpu, now):
@@ -159,15 +169,17 @@ class Window(Lanes):
         free = gpus.free_at[gpu]
         if free < now:
             free = now
+        waits = self.lane_waits[lane]
         if self.steady[model]:
-            self._give_up(lane, at, now, free, margin)
+            if waits:
+                self._give_up(lane, at, now, free, margin)
         else:
             kind = gpus.class_type[gpus.cls[gpu]]
             if not self._bears(lane, model, kind, now, free, margin):
                 if kind != self.fast[model]:
                     return False
                 taker = self._taker(lane, model, now)
-                if taker < 0 or taker == kind:
+                if waits and (taker < 0 or taker == kind):
                     self._give_up(lane, at, now, free, margin)
         size = self._form(lane, at, now, free, margin)
         if size == 0:
@@ -206,7 +218,8 @@ class Window(Lanes):
     def _give_up(self, lane: int, at: int, now: int, free: int, margin: int) -> None:
         """The window drop: give up the head where it would keep the batch small.
 
-        T is the longest tail of the queue that, run now as one batch, would end by its own first
+        Only of a lane that waits: where a GPU is there for the head at once, nothing is lost by serving
+        it. T is the longest tail of the queue that, run now as one batch, would end by its own first
         finish-by; b = min(target, |T|). Of the requests before T, those that could not end in a
         batch of b started now are dropped.
         """
@@ -237,12 +250,6 @@ class Window(Lanes):
         while drops < low and queues.at(lane, drops) < ends:
             drops += 1
         self._drop(lane, drops, WINDOW)
-
-    def _ends(self, at: int, size: int, now: int, free: int) -> int:
-        start = now + self.control + size * self.data
-        if start < free:
-            start = free
-        return start + self.models.latency[at + size]
 
     def _drop(self, lane: int, n: int, reason: int) -> None:
         """The first n requests of the lane leave."""
@@ -315,11 +322,15 @@ class Window(Lanes):
             self.lane_stage[lane] = 0
             self.pending.discard(lane)
             ready.put(lane, latest)
+            if not self.lane_waits[lane]:
+                self.fresh.put(lane, lane)
             # Where one more would not fit, and the target is reached, more change nothing.
             settled = calm > 0 and size >= target and (full or frontrun < now)
             self._calm(lane, latest if settled else -1, self.max_queue)
         else:
             ready.discard(lane)
+            self.fresh.discard(lane)
+            self.lane_waits[lane] = 0
             if size == n:
                 self._wait(lane, n, opens, now)
             else:
@@ -381,20 +392,7 @@ class Window(Lanes):
                 return -1
         at = models.table[model * TYPES + kind]
         margin = self.margin + self.type_margin[kind] + self.result
-        if kind == fast:
+        if kind == fast and self.lane_waits[lane]:
             self._give_up(lane, at, now, now, margin)
         self.lane_size[lane] = self._form(lane, at, now, now, margin)
         return 0
-
-    def _aim(self, lane: int, model: int, at: int) -> None:
-        """Bring the lane's target size up to date, once per rate sample."""
-        sample = self.sample
-        if self.lane_target_sample[lane] >= sample:
-            return
-        self.lane_target_sample[lane] = sample
-        self.meter.roll(lane, sample, self.queues.record[lane * FIELDS + TAIL])
-        window = self.meter.window_ns(lane)
-        count = self.meter.total[lane]
-        self.lane_gap[lane] = window // count if count > 0 else 0
-        budget = self.models.slo[model] - self.result - self.control
-        self.lane_target[lane] = self.models.target(model, at, self.data, budget, count, window)

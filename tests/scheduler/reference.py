@@ -80,6 +80,7 @@ class Lane:
     size: int = 0
     early: int = NEVER  # the queue from which it may start before its window opens
     guard: int = 0  # GPUs that it must then leave free
+    waits: bool = False  # it was ready at the end of an event, and no GPU had taken it
     planned: bool = False  # its target comes from the plan
     target: int = 1
     aimed: int = -1  # the sample in which the target was worked out
@@ -153,7 +154,7 @@ class Reference:
         self.clock(now)
         for lane in self.lanes_of(model):
             self.drop(lane, len(lane.queue), HANDED_BACK)
-            lane.state, lane.size = "empty", 0
+            lane.state, lane.size, lane.waits = "empty", 0, False
             lane.looked, lane.first, lane.arrivals = -1, -1, []
         del self.models[model]
         self.run()
@@ -331,6 +332,11 @@ class Reference:
             while due := [lane for lane in self.ready(priority) if lane.due < self.now]:
                 self.form(due[0])
             self.match(priority)
+        for lane in sorted(self.lanes.values(), key=lambda lane: lane.number):
+            if lane.state == "ready" and not lane.waits:
+                lane.waits = True
+                if lane.size < len(lane.queue):
+                    self.form(lane)
 
     def ready(self, priority: int) -> list[Lane]:
         found = [lane for lane in self.lanes.values() if lane.state == "ready" and lane.priority == priority]
@@ -352,7 +358,7 @@ class Reference:
             if ahead or gpu.kind in too_slow:
                 continue
             if self.now < lane.opens and not reference_adaptive.room(self, lane):
-                lane.state, lane.due = "pending", lane.opens
+                lane.state, lane.due, lane.waits = "pending", lane.opens, False
                 return True
             if self.serve(lane, gpu):
                 return True
@@ -368,7 +374,7 @@ class Reference:
         if not self.bears(lane, gpu.kind, free, margin):
             if gpu.kind != self.fastest(lane.model):
                 return False
-            if self.bearing(lane)[:1] in ([], [gpu.kind]):
+            if lane.waits and self.bearing(lane)[:1] in ([], [gpu.kind]):
                 self.window_drop(lane, gpu.kind, free, margin)
         size = self.largest(lane, gpu.kind, free, margin)
         if size == 0:
@@ -401,6 +407,7 @@ class Reference:
 
     def form(self, lane: Lane) -> None:
         """The candidate batch and its window."""
+        waits, lane.waits = lane.waits, False
         lane.state, lane.size = "empty", 0
         if not lane.queue:
             return
@@ -413,7 +420,7 @@ class Reference:
             self.drop(lane, 1, EXPIRED)
         if not lane.queue:
             return
-        if not self.bearing(lane):
+        if waits and not self.bearing(lane):
             self.window_drop(lane, fast, self.now, self.margin_of(fast))
         kind = (self.bearing(lane) or [fast])[0]
         size = self.largest(lane, kind, self.now, self.margin_of(kind))
@@ -429,6 +436,7 @@ class Reference:
             opens = self.now
         lane.size = size
         lane.state, lane.due = ("ready", latest) if opens <= self.now else ("pending", opens)
+        lane.waits = waits and lane.state == "ready"
 
     def bearing(self, lane: Lane) -> list[int]:
         """The types that the head would not keep from a good batch, in the order of their first GPUs."""

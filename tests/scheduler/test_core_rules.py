@@ -196,13 +196,27 @@ def test_window_drop_keeps_batches_large(core_type: type[Core]) -> None:
 
 
 def test_requests_that_fit_into_a_batch_of_the_target_stay_and_go_first(core_type: type[Core]) -> None:
-    """Target 2: l(2) = 7. Of four at 0, due at 6.5, 7.5, 60, 60, only the first is in the way of two."""
+    """Target 2: l(2) = 7. The GPU is busy until 13. Of four at 12.9, due after 6.5, 7.5, 60 and 60 ms, only
+    the first is in the way of two."""
     world = World(core_type)
+    world.model(1)
+    world.submit(0, *[200] * 8, model=1)
     world.core.remove_model(0, 0)
     world.model(0, slo=14)  # no rate yet: the largest b with l(b) ≤ 7 is 2
-    actions = world.submit(0, 6.5, 7.5, 60, 60)
-    assert [(drop[0], drop[3]) for drop in actions[1]] == [(1, WINDOW)]
-    assert [d[7] for d in actions[0]] == [(2, 3)]
+    actions = world.submit(12.9, 19.4, 20.4, 72.9, 72.9)
+    assert gone(actions) == [(9, WINDOW)]
+    assert brief(world.advance(13)) == [(0, 13, 20, (10, 11))]
+
+
+def test_nothing_is_given_up_that_an_idle_gpu_can_take_at_once(core_type: type[Core]) -> None:
+    """The same four in one column find two idle GPUs: one after another they would have been served, too.
+
+    Due after 6.5 ms the first goes alone, and one more would not fit with the second, due after 7.5.
+    """
+    world = World(core_type, gpus=2)
+    world.core.remove_model(0, 0)
+    world.model(0, slo=14)
+    assert brief(world.submit(0, 6.5, 7.5, 60, 60)) == [(0, 0, 6, (1,)), (1, 0, 7, (2, 3))]
 
 
 def test_no_drop_where_no_tail_is_in_time(core_type: type[Core]) -> None:
@@ -501,11 +515,18 @@ def test_each_type_gets_what_it_can_serve_well(core_type: type[Core]) -> None:
 
 
 def test_a_head_is_given_up_only_where_no_type_could_serve_it_well(core_type: type[Core]) -> None:
-    """In 12 ms not even the fast GPU ends a batch of the target: the heads go; GPU 0 takes the rest."""
+    """Both are busy. In 12 ms not even the fast GPU ends a batch of the target: the heads go."""
     world = far_apart(core_type)
-    dispatches, drops = world.submit(0, *[12] * 3, *[100] * 8)
-    assert [(drop[0], drop[3]) for drop in drops] == [(1, WINDOW), (2, WINDOW), (3, WINDOW)]
-    assert brief((dispatches, [])) == [(0, 0, 37, tuple(range(4, 12)))]
+    assert [d[2] for d in world.submit(0, *[100] * 16)[0]] == [0, 1]
+    assert gone(world.submit(1, *[13] * 3, *[101] * 8)) == [(17, WINDOW), (18, WINDOW), (19, WINDOW)]
+    assert brief(world.advance(13)) == [(1, 13, 26, tuple(range(20, 28)))]
+
+
+def test_heads_that_an_idle_gpu_can_take_at_once_are_not_given_up(core_type: type[Core]) -> None:
+    """The same heads while both are idle: the fast GPU serves them with as many as they allow."""
+    world = far_apart(core_type)
+    assert brief(world.submit(0, *[12] * 3, *[100] * 8)) == [(1, 0, 12, tuple(range(1, 8)))]
+    assert world.core.candidate(0)[2] == 4
 
 
 def test_a_slow_gpu_gets_no_batch_that_is_small_for_its_heads_sake(core_type: type[Core]) -> None:
