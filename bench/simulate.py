@@ -14,18 +14,19 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from scheduler.select import compiled_core
-from simulator.arrivals import make_arrivals
+from simulator.arrivals import Arrivals, arrival_blocks
 from simulator.engine import cluster_of, run_core
 from simulator.experiment import Experiment, parse_experiment
 from simulator.fluid import fluid_ideal
 from simulator.goodput import goodput
-from simulator.results import summarize
+from simulator.results import count_from, summarize
+from simulator.tally import Counter
 
 QUICK = ["--seconds", "0.2"]
 MODEL = {"name": "r50", "alpha_ms": 1.082, "beta_ms": 5.204, "slo_ms": 50}
@@ -52,33 +53,44 @@ class Large:
 
 
 def large(gpus: int, models: int, rate: float, seconds: float, coalesce_us: float, policy: str) -> Large:
-    """Make arrivals, run the core on them, summarize."""
+    """Run the core on arrivals that are made as it goes, count, summarize."""
     model = MODEL | {"rate": rate / models, "count": models}
     content = {"gpus": gpus, "seconds": seconds, "coalesce_us": coalesce_us, "network": NETWORK}
     experiment = parse_experiment(content | {"models": [model]}, "bench")
-    times = [time.process_time()]
-    arrivals = make_arrivals(experiment)
-    times.append(time.process_time())
     cluster = cluster_of(experiment)
-    record = run_core(experiment, cluster, policy, arrivals)
-    times.append(time.process_time())
-    result = summarize(experiment, cluster, policy, arrivals, record, None)
-    times.append(time.process_time())
-    made, ran, summed = (b - a for a, b in pairwise(times))
-    count = len(arrivals.at)
+    counter = Counter([one.slo for one in cluster.models], count_from(experiment))
+    made = 0.0
+
+    def pieces() -> Iterator[Arrivals]:
+        nonlocal made
+        source = arrival_blocks(experiment)
+        while True:
+            clock = time.process_time()
+            piece = next(source, None)
+            made += time.process_time() - clock
+            if piece is None:
+                return
+            yield piece
+
+    began = time.process_time()
+    record = run_core(experiment, cluster, policy, pieces(), None, counter)
+    ran = time.process_time()
+    tally = counter.tally()
+    result = summarize(experiment, cluster, policy, tally, record, None)
+    done = time.process_time()
     return Large(
         gpus,
         models,
         coalesce_us,
-        count,
+        tally.requests,
         seconds,
         result["bad_share"],
         made,
-        ran,
-        summed,
-        count / ran,
-        seconds / ran,
-        seconds / (made + ran + summed),
+        ran - began - made,
+        done - ran,
+        tally.requests / (ran - began - made),
+        seconds / (ran - began - made),
+        seconds / (done - began),
     )
 
 

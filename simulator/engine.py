@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from scheduler.core.machine import Core
-from scheduler.core.policies import make_policy
 from scheduler.core.replay import Replay
 from scheduler.select import core_class, replay_class
 
 from .arrivals import START_NS, Arrivals, copy_rates, group_rate
 from .autoscaling import Scaling
-from .baselines import BASELINES, make_baseline
 from .experiment import Experiment, ExperimentError, Network
 from .system import NEVER, Cluster, ModelSpec, Sent, System
+from .tally import Counter
 
 Ints = npt.NDArray[np.int64]
 Progress = Callable[[float], None]
@@ -35,8 +34,6 @@ Progress = Callable[[float], None]
 
 DRAWS = 1 << 16
 """Jitter and noise are drawn this many times and then repeat, by batch number."""
-CHUNK = 1 << 18
-"""Arrivals between two looks at the actions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +128,17 @@ def run_core(
     experiment: Experiment,
     cluster: Cluster,
     policy: str,
-    arrivals: Arrivals,
+    arrivals: Iterable[Arrivals],
     progress: Progress | None = None,
+    counter: Counter | None = None,
 ) -> Record:
-    """Run the scheduling core under a policy that it knows by name."""
+    """Run the scheduling core under a policy that it knows by name.
+
+    Args:
+        arrivals: in consecutive pieces.
+        counter: told of all requests as they come and go; the record then says nothing of single requests,
+            and memory grows with the batches only.
+    """
     net = experiment.network
     disturbance = Disturbance.of(experiment)
     core = make_core(cluster, policy)
@@ -149,27 +153,48 @@ def run_core(
         disturbance.out,
         disturbance.length_ppm,
     )
-    keys = np.arange(1, len(arrivals.at) + 1, dtype=np.uint64)
     parts: list[tuple[Ints, ...]] = []
-    for i in range(0, len(keys), CHUNK):
-        piece = slice(i, i + CHUNK)
-        replay.run(arrivals.at[piece], arrivals.model[piece], arrivals.deadline[piece], keys[piece])
-        parts.append(take_columns(replay))
+    batches = 0
+
+    def take() -> None:
+        """Fetch what was decided since the last look."""
+        nonlocal batches
+        columns = take_columns(replay, counter is None)
+        end = columns[5]
+        back = disturbance.back[np.arange(batches, batches + len(end)) % DRAWS]
+        answered = end + _ns(net.result_us) + back
+        batches += len(end)
+        if counter is not None:
+            deadline = np.frombuffer(replay.core.actions.dispatches().deadline, np.int64)
+            counter.answer(columns[0], columns[2], answered, deadline)
+        replay.clear()
+        parts.append((*columns[:6], answered, *columns[6:]))
+
+    key = 1
+    for piece in arrivals:
+        keys = np.arange(key, key + len(piece.at), dtype=np.uint64)
+        key += len(keys)
+        if counter is not None:
+            counter.arrive(piece)
+        replay.run(piece.at, piece.model, piece.deadline, keys)
+        take()
         if progress is not None:
-            progress(float(arrivals.at[piece][-1] - START_NS) / 1e9 / experiment.seconds)
+            progress(float(piece.at[-1] - START_NS) / 1e9 / experiment.seconds)
     replay.finish()
-    parts.append(take_columns(replay))
-    wall = time.perf_counter() - clock
-    model, gpu, size, decided, start, end, request, dropped = (
+    take()
+    model, gpu, size, decided, start, end, answered, request, dropped = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
-    back = disturbance.back[np.arange(len(end)) % DRAWS]
-    answered = end + _ns(net.result_us) + back
+    wall = time.perf_counter() - clock
     return Record(model, gpu, size, decided, start, end, answered, request, dropped, replay.events, wall)
 
 
-def take_columns(replay: Replay) -> tuple[Ints, ...]:
-    """Copies of what has come out since the last look, which is then forgotten."""
+def take_columns(replay: Replay, requests: bool = True) -> tuple[Ints, ...]:
+    """Copies of what has come out since the last look; the caller then calls ``replay.clear``.
+
+    model, gpu, size, decided, start, end of every batch; then, empty unless ``requests``, the positions
+    of the batches' requests and of the dropped ones.
+    """
     out = replay.core.actions.dispatches()
     lost = replay.core.actions.drops()
     n = replay.batches
@@ -178,9 +203,7 @@ def take_columns(replay: Replay) -> tuple[Ints, ...]:
         np.frombuffer(memoryview(view)[:n], np.int64).copy()
         for view in (replay.decided, replay.start, replay.end)
     ]
-    columns += [np.frombuffer(view, np.int64) - 1 for view in (out.key, lost.key)]
-    del out, lost
-    replay.clear()
+    columns += [np.frombuffer(view if requests else b"", np.int64) - 1 for view in (out.key, lost.key)]
     return tuple(columns)
 
 
@@ -326,55 +349,6 @@ class _Run:
         request = np.array(self.requests, dtype=np.int64) - 1
         dropped = np.array(self.dropped, dtype=np.int64) - 1
         return Record(model, gpu, size, decided, start, end, answered, request, dropped, self.events, wall_s)
-
-
-def check_policy(policy: str, cluster: Cluster) -> None:
-    """Refuse a name that is neither a baseline nor a policy of the core.
-
-    Raises:
-        ExperimentError: with the names that there are.
-    """
-    if make_baseline(policy, cluster) is not None:
-        return
-    try:
-        make_policy(policy)
-    except ValueError as error:
-        raise ExperimentError(f"{error}; baselines: {', '.join(BASELINES)}") from None
-
-
-def simulate(
-    experiment: Experiment,
-    policy: str,
-    arrivals: Arrivals,
-    scale: float = 1.0,
-    progress: Progress | None = None,
-    most_dropped: int | None = None,
-) -> Record:
-    """Run one policy or baseline, by name, on these arrivals.
-
-    ``most_dropped``: a baseline's run may end early once more requests than that are lost for sure;
-    those that had not arrived by then have no result.
-
-    Raises:
-        ExperimentError: there is no such policy.
-    """
-    cluster = cluster_of(experiment, scale)
-    system = make_baseline(policy, cluster)
-    if experiment.autoscale is not None:
-        if system is not None:
-            raise ExperimentError(f"autoscale needs a policy of the core, not the baseline {policy}")
-        from .elastic import run_elastic  # it is built on this module
-
-        return run_elastic(experiment, cluster, policy, arrivals, progress)
-    if experiment.shards is not None:
-        if system is not None:
-            raise ExperimentError(f"shards need a policy of the core, not the baseline {policy}")
-        from .epochs import run_epochs
-
-        return run_epochs(experiment, cluster, policy, arrivals, progress)
-    if system is not None:
-        return run_system(experiment, cluster, system, arrivals, progress, most_dropped)
-    return run_core(experiment, cluster, policy, arrivals, progress)
 
 
 def _ns(us: float) -> int:

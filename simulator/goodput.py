@@ -12,11 +12,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from .arrivals import make_arrivals
-from .engine import Progress, cluster_of, simulate
+from .engine import Progress, cluster_of
 from .experiment import Experiment
 from .fluid import fluid_scale
-from .results import outcomes, summarize
+from .results import summarize
+from .runs import run
 from .trace_export import write_trace
 
 LIMIT = 0.01
@@ -56,12 +56,7 @@ def bad_share(experiment: Experiment, policy: str, scale: float, enough: float |
 
     ``enough``: a run may end as soon as its share is sure to be above that; what is returned is, too.
     """
-    arrivals = make_arrivals(experiment, scale)
-    most = None if enough is None else int(enough * len(arrivals.at))
-    record = simulate(experiment, policy, arrivals, scale, most_dropped=most)
-    out = outcomes(experiment, arrivals, record)
-    counted = int(out.counted.sum())
-    return 1 - int((out.good & out.counted).sum()) / counted if counted else 0.0
+    return run(experiment, policy, scale, enough=enough).tally.bad_share
 
 
 def find_scale(experiment: Experiment, policy: str, note: Note | None = None) -> float:
@@ -124,14 +119,13 @@ def run_once(
     trace_out: Path | None = None,
 ) -> dict[str, Any]:
     """Simulate and summarize at one factor on the rates; ``trace_out``: write the schedule there."""
-    cluster = cluster_of(experiment)
-    arrivals = make_arrivals(experiment, scale)
-    record = simulate(experiment, policy, arrivals, scale, progress)
+    found = run(experiment, policy, scale, progress)
     if trace_out is not None:
-        write_trace(trace_out, cluster, record)
-    factor = fluid_scale(cluster)
-    fluid = None if factor is None else factor * sum(model.rate for model in cluster.models)
-    return summarize(experiment, cluster, policy, arrivals, record, fluid)
+        write_trace(trace_out, found.cluster, found.record)
+    written = cluster_of(experiment)
+    factor = fluid_scale(written)
+    fluid = None if factor is None else factor * sum(model.rate for model in written.models)
+    return summarize(experiment, written, policy, found.tally, found.record, fluid, found.scaling)
 
 
 def run_at_goodput(

@@ -34,10 +34,11 @@ import scheduler.core
 import simulator
 from symphony.profile import Profile
 
-from .engine import check_policy, cluster_of
+from .engine import cluster_of
 from .experiment import DEFAULT_MAX_BATCH, Experiment, ExperimentError, explain, parse_experiment, read_yaml
 from .fluid import fluid_scale
 from .goodput import LIMIT, bad_share
+from .runs import check_policy
 from .system import Cluster
 from .zoo import zoo_row
 

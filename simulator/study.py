@@ -20,10 +20,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .arrivals import check_arrivals
-from .engine import check_policy, cluster_of
+from .engine import cluster_of
 from .experiment import Experiment, ExperimentError, explain, parse_experiment, read_yaml, set_key
 from .fluid import fluid_scale
 from .goodput import Note, run_at_goodput, run_once
+from .runs import check_policy
 
 LOAD = "load"
 SLO_FACTOR = "slo_factor"

@@ -130,6 +130,7 @@ class SubCluster:
     def _take(self) -> None:
         """Fetch what was decided since the last look."""
         columns = take_columns(self.replay)
+        self.replay.clear()
         _, gpu, size, _, start, end, request, dropped = columns
         self.columns.append(columns)
         self._dropped += len(dropped)

@@ -89,9 +89,10 @@ def command(
     object, or with --compare a list of them. Rates are in requests/s, times in ms.
     """
     from simulator.arrivals import check_arrivals
-    from simulator.engine import check_policy, cluster_of
+    from simulator.engine import cluster_of
     from simulator.experiment import load_experiment
     from simulator.plots import check_plots, result_plots
+    from simulator.runs import check_policy
     from simulator.study import is_study
     from simulator.tables import csv_text
 

@@ -12,9 +12,9 @@ from simulator.baselines.clockwork import Clockwork
 from simulator.baselines.nexus import Nexus
 from simulator.baselines.shepherd import Shepherd
 from simulator.baselines.squishy import Node, Session, Share, assign, merge, pack, plan, plan_types
-from simulator.engine import simulate
 from simulator.experiment import ExperimentError
 from simulator.results import outcomes
+from simulator.runs import simulate
 from simulator.system import NEVER, Cluster, ModelSpec
 
 MS = 1_000_000

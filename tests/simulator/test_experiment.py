@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from simulator.arrivals import check_arrivals
-from simulator.engine import check_policy, cluster_of
+from simulator.engine import cluster_of
 from simulator.experiment import ExperimentError, load_experiment, parse_experiment
+from simulator.runs import check_policy
 from simulator.zoo import zoo, zoo_row
 from symphony.status import SymphonyError
 

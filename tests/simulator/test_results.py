@@ -12,7 +12,7 @@ from core_system import make_experiment
 from simulator.arrivals import START_NS, Arrivals
 from simulator.engine import Record, cluster_of
 from simulator.goodput import goodput, run_at_goodput, run_once
-from simulator.results import summarize
+from simulator.results import summarize, tally_of
 from simulator.system import NEVER
 from simulator.trace_export import write_trace
 
@@ -48,7 +48,14 @@ def test_a_hand_made_run() -> None:
     came = at([0, 4, 15, 30])
     arrivals = Arrivals(came, np.zeros(4, np.uint32), came + 50 * MS)
     cluster = cluster_of(experiment)
-    result = summarize(experiment, cluster, "deferred", arrivals, hand_made(), 100.0)
+    result = summarize(
+        experiment,
+        cluster,
+        "deferred",
+        tally_of(experiment, cluster, arrivals, hand_made()),
+        hand_made(),
+        100.0,
+    )
     assert [result[k] for k in ("offered", "good", "late", "dropped")] == [4, 2, 1, 1]
     assert result["bad_share"] == 0.5
     assert result["goodput_rps"] == pytest.approx(20)

@@ -61,7 +61,8 @@ def test_gpus_that_are_not_needed_drain_without_losing_a_request() -> None:
     step = {"modulation": {"step": [{"at": 20, "factor": 0.3}]}}
     result = run_once(experiment(model=step, seconds=150), "deferred")
     scaling = result["scaling"]
-    assert {decision["kind"] for decision in scaling["decisions"]} == {"down"}
+    # Two GPUs are left with a load of 1.6 on average; where chance makes more of it, one may come back.
+    assert {d["kind"] for d in scaling["decisions"] if d["at_s"] < 100} == {"down"}
     assert scaling["over_time"]["gpus_paid"][-1] <= 3
     assert result["bad_share"] < 0.01
     assert sum(scaling["over_time"]["bad"]) == result["late"] + result["dropped"]

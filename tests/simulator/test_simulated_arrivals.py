@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator.arrivals import START_NS, check_arrivals, copy_rates, make_arrivals
+from simulator.arrivals import START_NS, arrival_blocks, check_arrivals, copy_rates, make_arrivals
 from simulator.experiment import Experiment, ExperimentError, parse_experiment
+from simulator.processes import BLOCK, Choice
 from simulator.traces import load_trace, trace_path
 
 
@@ -139,3 +140,47 @@ def test_traces_that_come_with_the_simulator(tmp_path: Path) -> None:
     assert trace_path(tmp_path, "azure_functions_2019").parent == tmp_path
     with pytest.raises(ExperimentError, match=r"cannot read the trace .*no_such"):
         check_arrivals(experiment(arrivals="trace:no_such"))
+
+
+@pytest.mark.parametrize("shares", [[1.0], [1.0, 1.0, 1.0], [5.0, 0.1, 3.0, 1.9]])
+def test_choices_are_as_often_as_their_shares_however_many_at_a_time(shares: list[float]) -> None:
+    def choice() -> Choice:
+        return Choice(np.random.default_rng(5), np.array(shares))
+
+    whole = choice().draw(50_000)
+    parts = choice()
+    assert (np.concatenate([parts.draw(n) for n in (1, 777, 20_001, 29_221)]) == whole).all()
+    found = np.bincount(whole, minlength=len(shares)) / len(whole)
+    assert found == pytest.approx(np.array(shares) / sum(shares), abs=0.01)
+
+
+def test_copies_with_poisson_arrivals_are_independent_poisson_processes() -> None:
+    arrivals = make_arrivals(experiment(1000, count=3, popularity="zipf:1", rate=100))
+    rates = copy_rates(experiment(count=3, popularity="zipf:1").models[0], 100)
+    counts = np.empty((3, 1000))
+    for copy in range(3):
+        times = (arrivals.at[arrivals.model == copy] - START_NS) / 1e9
+        gaps = np.diff(times)
+        assert len(times) / 1000 == pytest.approx(rates[copy], rel=0.02)
+        assert gaps.var() / gaps.mean() ** 2 == pytest.approx(1, rel=0.05)
+        counts[copy] = np.histogram(times, bins=1000, range=(0, 1000))[0]
+    assert abs(np.corrcoef(counts) - np.eye(3)).max() < 0.12
+
+
+def test_the_same_copies_at_every_rate() -> None:
+    what = experiment(count=3, popularity="zipf:1")
+    one, two = make_arrivals(what), make_arrivals(what, 2.0)
+    assert (two.model[: len(one.model)] == one.model).all()
+
+
+@pytest.mark.parametrize("changes", [{"rate": 3000}, {"count": 3}, {"count": 2, "arrivals": "gamma:0.5"}])
+def test_pieces_join_to_the_whole(changes: dict[str, Any]) -> None:
+    what = experiment(50, **changes)
+    whole, parts = make_arrivals(what), list(arrival_blocks(what))
+    assert (len(parts) > 1) == (len(whole.at) > BLOCK)
+    for cut in (parts, list(whole.pieces())):
+        assert (np.concatenate([part.at for part in cut]) == whole.at).all()
+        assert (np.concatenate([part.model for part in cut]) == whole.model).all()
+    assert (np.diff(whole.at) >= 0).all()
+    with pytest.raises(ExperimentError, match="nothing arrives"):
+        make_arrivals(experiment(1e-6))

@@ -35,7 +35,7 @@ def test_the_fast_engine_does_what_the_general_one_does(policy: str, changes: di
     experiment = make_experiment(6000, count=4, seconds=1, **changes)
     arrivals = make_arrivals(experiment)
     cluster = cluster_of(experiment)
-    fast = run_core(experiment, cluster, policy, arrivals)
+    fast = run_core(experiment, cluster, policy, arrivals.pieces())
     general = run_system(experiment, cluster, CoreSystem(make_core(cluster, policy)), arrivals)
     same(fast, general)
 
@@ -48,17 +48,17 @@ def test_compiled_and_python_cores_give_the_same(
     experiment = make_experiment(6500, count=3, seconds=1, **changes)
     arrivals = make_arrivals(experiment)
     cluster = cluster_of(experiment)
-    compiled = run_core(experiment, cluster, "deferred", arrivals)
+    compiled = run_core(experiment, cluster, "deferred", arrivals.pieces())
     monkeypatch.setattr(engine, "core_class", lambda: Core)
     monkeypatch.setattr(engine, "replay_class", lambda: Replay)
-    same(compiled, run_core(experiment, cluster, "deferred", arrivals))
+    same(compiled, run_core(experiment, cluster, "deferred", arrivals.pieces()))
 
 
 @pytest.mark.parametrize("changes", [{}, NOISY, {"coalesce_us": 200}])
 def test_every_request_leaves_once_and_gpus_run_one_batch_at_a_time(changes: dict[str, Any]) -> None:
     experiment = make_experiment(8000, count=5, seconds=1, **changes)
     arrivals = make_arrivals(experiment)
-    record = run_core(experiment, cluster_of(experiment), "deferred", arrivals)
+    record = run_core(experiment, cluster_of(experiment), "deferred", arrivals.pieces())
     left = np.sort(np.concatenate([record.request, record.dropped]))
     assert np.array_equal(left, np.arange(len(arrivals.at)))
     assert record.size.sum() == len(record.request)
@@ -72,7 +72,7 @@ def test_every_request_leaves_once_and_gpus_run_one_batch_at_a_time(changes: dic
 def test_coalesced_arrivals_are_decided_at_the_ticks() -> None:
     experiment = make_experiment(6000, seconds=1, coalesce_us=1000)
     arrivals = make_arrivals(experiment)
-    record = run_core(experiment, cluster_of(experiment), "eager", arrivals)
+    record = run_core(experiment, cluster_of(experiment), "eager", arrivals.pieces())
     first = arrivals.at[record.request[np.cumsum(record.size) - record.size]]
     assert (record.decided >= -(-first // 1_000_000) * 1_000_000).all()
 
