@@ -29,6 +29,8 @@ SLO_MS: Final = 100.0
 MAX_BATCH: Final = 128
 MODELS: Final = 100
 WARM_S: Final = 3.0
+LOOP_US: Final = {"spin_us": 0, "rest_us": 2_000}
+"""How the shards' loops wait."""
 LATENCIES_US: Final = {
     "control_latency_us": 3_000,
     "data_latency_us": 0,
@@ -41,11 +43,15 @@ QUICK: Final = ["--rate", "500000", "--gpus", "750", "--seconds", "5"]
 
 
 def config(
-    gpus: int, shards: int, models: int = MODELS, spin_us: int = 0, latencies: dict[str, int] | None = None
+    gpus: int,
+    shards: int,
+    models: int = MODELS,
+    loop: dict[str, int] | None = None,
+    latencies: dict[str, int] | None = None,
 ) -> str:
     """The cluster: model i belongs to shard i modulo ``shards``, each shard has its part of the GPUs.
 
-    ``latencies``: of the section ``scheduler``, by name.
+    ``loop`` and ``latencies``: of the section ``scheduler``, by name.
     """
     profile = {"alpha_ms": ALPHA_MS, "beta_ms": BETA_MS}
     common = {"slo_ms": SLO_MS, "max_batch": MAX_BATCH, "loader": "emulated", "profile": profile}
@@ -65,7 +71,7 @@ def config(
             "scheduler": {
                 "shards": shards,
                 "max_queue": 1_000_000,
-                "spin_us": spin_us,
+                **(LOOP_US if loop is None else loop),
                 **(LATENCIES_US if latencies is None else latencies),
             },
             "models": [{"name": name, **common} for name in names],
@@ -151,7 +157,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"machine": machine()}
     began = time.monotonic()
     latencies = {name: getattr(options, name) for name in LATENCIES_US}
-    with running(config(options.gpus, options.shards, options.models, options.spin_us, latencies)) as cluster:
+    loop = {name: getattr(options, name) for name in LOOP_US}
+    with running(config(options.gpus, options.shards, options.models, loop, latencies)) as cluster:
         found["start_s"] = round(time.monotonic() - began, 1)
         load = Load(cluster, options)
         try:
@@ -249,7 +256,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--submit-size", type=int, default=128, help="requests in a submit message")
     parser.add_argument("--models", type=int, default=MODELS, help="models, all of the same profile")
     parser.add_argument("--generators", type=int, default=1, help="load generator processes")
-    parser.add_argument("--spin-us", type=int, default=0, help="the shards' spin setting, µs")
+    parser.add_argument(
+        "--spin-us", type=int, default=LOOP_US["spin_us"], help="the shards' spin setting, µs"
+    )
+    parser.add_argument(
+        "--rest-us", type=int, default=LOOP_US["rest_us"], help="the shards' longest pause while busy, µs"
+    )
     for name, value in LATENCIES_US.items():
         words = name.removesuffix("_us").replace("_", " ")
         parser.add_argument(

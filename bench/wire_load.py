@@ -24,11 +24,14 @@ from symphony.bus import SUBMIT_HWM, Bus, Sock, send
 from symphony.clock import ClusterClock
 from symphony.control import Member
 from symphony.membership import Membership, describe
+from symphony.pace import Pace
 from symphony.status import Status
 from symphony.urgency import be_prompt, keep_collector_out
 from symphony.waiter import Waiter
 
 TICK_NS: Final = 500_000
+REST_NS: Final = 2_000_000
+"""Longest pause of a busy generator, in which arrivals and answers gather."""
 HOLD_NS: Final = 1_000_000
 """A request waits at most that long for its message to fill."""
 GRACE_NS: Final = 1_000_000_000
@@ -171,7 +174,8 @@ class Generator:
         end = measure_at + round(o.seconds * 1e9)
         began = False
         worst_ns = 0
-        due = time.monotonic_ns()
+        pace = Pace()
+        woke = due = time.monotonic_ns()
         while (now := self._clock.now()) < end:
             if not began and now >= measure_at:
                 began, measure_at, worst_ns = True, now, 0
@@ -181,9 +185,12 @@ class Generator:
                 stream.tick(now, self._slo_ns, slot, books, self._rng)
             self._read(books)
             self._membership.step(time.monotonic_ns())
-            worst_ns = max(worst_ns, time.monotonic_ns() - due)
-            due = max(due + TICK_NS, time.monotonic_ns())
+            ended = time.monotonic_ns()
+            worst_ns = max(worst_ns, ended - due)
+            pace.worked(woke, ended, REST_NS)
+            due = max(due + TICK_NS, pace.until)
             self._waiter.wait(due)
+            woke = time.monotonic_ns()
         lasted = (now - measure_at) / 1e9
         print("measured", file=sys.stderr, flush=True)
         self._settle(books)

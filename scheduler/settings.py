@@ -24,6 +24,7 @@ class Settings:
     result_ns: int = 2_000_000
     margin_ns: int = 1_000_000
     spin_ns: int = 0
+    rest_ns: int = 2_000_000
     max_queue: int = 100_000
     overdue_ns: int = 1_000_000_000
     drain_s: float = 5.0

@@ -27,6 +27,7 @@ from scheduler.select import core_class, flavour
 from scheduler.settings import Settings
 from scheduler.stats import Stats, summary
 from scheduler.table import ModelTable
+from scheduler.timers import Timers
 from symphony import wire
 from symphony.bus import SUBMIT_HWM, Bus, drain, drain_frames, send, subscribe
 from symphony.clock import ClusterClock
@@ -41,6 +42,7 @@ from symphony.membership import (
     SlotChanged,
     describe,
 )
+from symphony.pace import Pace
 from symphony.status import Status, SymphonyError
 from symphony.stopping import StopRequest
 from symphony.waiter import Waiter
@@ -58,12 +60,8 @@ SUBMITS_PER_TURN: Final = 300
 """Messages that are read before the shard acts: with a backlog, answers must not wait for all of it."""
 WAIT, TIMERS, MEMBERS, COMPLETIONS, SUBMITS, ACT, LEARN = range(7)
 MAX_DONE_BYTES: Final = 8 << 20
-BUSY: Final = 4
-"""Messages in one turn of the loop from which on it lets input gather before it looks again."""
-GATHER_NS: Final = 250_000
-"""Least time between two looks at the sockets of a busy loop; timers are served in between."""
-CATCH_UP: Final = 64
-"""Most timers that are told one by one before an event; what is left is told with the event."""
+REST_SHARE: Final = 50
+"""A busy loop's rests, in which input gathers, are at most the tightest objective divided by this."""
 
 
 class Shard:
@@ -85,9 +83,12 @@ class Shard:
         )
         self.table = ModelTable(self.core, self.faults)
         self.stats = Stats()
+        self.timers = Timers(self.core, self.clock, self.stats)
         self._phases = Phases("wait", "timers", "members", "completions", "submits", "act", "learn")
         self._bus = Bus(insecure=settings.insecure)
         self._waiter = Waiter(settings.spin_ns)
+        self._pace = Pace()
+        self._longest_rest_ns = 0
         self._frontends = Frontends(self._bus, settings.id, self.faults)
         self.assignment = Assignment(settings.id)
         self.fleet = Fleet(
@@ -97,7 +98,6 @@ class Shard:
         self._drain_until: int | None = None
         self._learn_at = 0
         self._ready: list[Any] = []
-        self._gather_until = 0
 
     # --- startup, loop, shutdown -------------------------------------------------------------
 
@@ -138,7 +138,7 @@ class Shard:
         while not self._finished():
             self._wait()
             woke = lap(WAIT)
-            self._advance()
+            self.timers.fire()
             lap(TIMERS)
             self._follow_members()
             self._follow_links()
@@ -147,11 +147,15 @@ class Shard:
             lap(COMPLETIONS)
             self._read_submits()
             lap(SUBMITS)
+            self.timers.look_ahead(self._pace.cycle_ns)
+            lap(TIMERS)
             self._act()
             acted = lap(ACT)
             self._learn_from_completions(acted)
             self._report()
-            self.stats.iterated(lap(LEARN) - woke)
+            ended = lap(LEARN)
+            self._pace.worked(woke, ended, self._longest_rest_ns)
+            self.stats.iterated(ended - woke)
             self._phases.turn()
 
     def stop(self) -> None:
@@ -160,7 +164,7 @@ class Shard:
 
     def close(self) -> None:
         """Answer what is left, leave, close every socket."""
-        now = self.clock.now()
+        now = self.timers.now()
         for number in range(len(self.table.names)):
             self.core.remove_model(now, number)
         self._act()
@@ -195,30 +199,7 @@ class Shard:
             until = min(until, self.clock.to_monotonic(links))
         if self._frontends.waiting or self._drain_until is not None:
             until = min(until, time.monotonic_ns() + 10_000_000)
-        # A busy loop lets input gather for a moment: many messages cost little more than one.
-        self._ready = self._waiter.wait_paced(until, self._gather_until)
-
-    def _advance(self) -> None:
-        due = self.core.next_wakeup()
-        now = self._now()
-        if due <= now:
-            self.stats.woke(now - due)
-
-    def _now(self) -> int:
-        """Cluster time for the core's next event, after what fell due before it.
-
-        A late timer is told as of the moment at which it was due, as far back as the margin reaches:
-        lateness is what the margin is kept for. Told as of now, a batch whose window is narrower than
-        the lateness (a latency that hardly grows with the batch) would be given up though it can
-        still be in time.
-        """
-        now = self.clock.now()
-        for _ in range(CATCH_UP):
-            due = self.core.next_wakeup()
-            if due > now:
-                break
-            self.core.advance(max(due, now - self.core.margin))
-        return now
+        self._ready = self._waiter.wait_paced(until, self._pace.until)
 
     def _follow_members(self) -> None:
         mono = time.monotonic_ns()
@@ -231,7 +212,7 @@ class Shard:
         self._leadership.step(mono, self.membership.members)
 
     def _take_in(self, event: Event) -> None:
-        now = self.clock.now()
+        now = self.timers.now()
         match event:
             case ModelChanged(spec):
                 self._following.model(now, spec.name)
@@ -257,7 +238,7 @@ class Shard:
                 pass
 
     def _follow_links(self) -> None:
-        now = self.clock.now()
+        now = self.timers.now()
         self.fleet.read_links(now, self._ready)
         self.fleet.release(now)
         if self.fleet.changed:
@@ -291,14 +272,12 @@ class Shard:
         done = wire.join_dones(messages)
         for error in done.errors:
             self.faults.count(f"done-{error.reason}", error)
-        self.fleet.completed(self._now(), done, self.settings.result_ns)
+        self.fleet.completed(self.timers.catch_up(), done, self.settings.result_ns)
 
     def _read_submits(self) -> None:
         if self._submit not in self._ready:
             return
         messages = drain_frames(self._submit, SUBMITS_PER_TURN)
-        if len(messages) >= BUSY:
-            self._gather_until = time.monotonic_ns() + GATHER_NS
         requests = wire.join_submits(messages, self.membership.me.incarnation)
         for error in requests.errors:
             self.faults.count(f"submit-{error.reason}", error)
@@ -308,7 +287,7 @@ class Shard:
             self._frontends.answer(self.clock.now(), other.key, refused, "the shard has restarted")
         if requests.key.size:
             self.stats.submitted(requests.model, len(self.table.names))
-            now = self._now()
+            now = self.timers.catch_up()
             if len(messages) == SUBMITS_PER_TURN:
                 requests = self._shed(now, requests)
             self.core.submit(now, requests.model, requests.deadline, requests.key, requests.priority)
@@ -362,7 +341,7 @@ class Shard:
                 self.stats.completed(back, len(self.table.names))
         if due:
             self._learn_at = mono + REPORT_NS // self.fleet.slices
-            self.fleet.relearn(self.clock.now(), self.table.tightest_slo_ns() // GPU_SHARE)
+            self.fleet.relearn(self.timers.now(), self.table.tightest_slo_ns() // GPU_SHARE)
 
     def _report(self) -> None:
         mono = time.monotonic_ns()
@@ -371,6 +350,7 @@ class Shard:
         self._report_at = mono + REPORT_NS
         _, p99_us = self.stats.lateness_us()
         slo = self.table.tightest_slo_ns()
+        self._longest_rest_ns = min(self.settings.rest_ns, slo // REST_SHARE)
         learned = min(int(p99_us * 1e3) + self.clock.uncertainty_ns, slo // TIMER_SHARE)
         self.core.set_margin(max(self.settings.margin_ns, learned))
         self.fleet.relearn_types()

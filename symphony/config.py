@@ -91,6 +91,7 @@ class SchedulerConfig(_Section):
     result_latency_us: Micros = 2_000
     timer_margin_us: Micros = 1_000
     spin_us: Micros = 100
+    rest_us: Micros = 2_000
     max_queue: Annotated[int, Field(ge=1, le=100_000_000)] = 100_000
 
 

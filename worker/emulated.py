@@ -17,10 +17,8 @@ import numpy.typing as npt
 from symphony.profile import Profile
 from symphony.wire import I64, MAX_REQUESTS, U64, Plan
 
-BUSY: Final = 4
-"""Batches that end at one look from which on more is let gather before the next."""
-GATHER_NS: Final = 500_000
-"""On a busy device, least time between two looks: many batches travel in one message then."""
+REST_SHARE: Final = 5
+"""A busy worker's rests, in which plans and ends gather, are at most the shortest batch divided by this."""
 NEVER: Final = (1 << 63) - 1
 MOST_SHARDS: Final = 1_000
 """Names of shards that are remembered before those without batches are forgotten."""
@@ -77,8 +75,8 @@ class EmulatedGpus:
         self._count = 0
         self._out = 0
         self._next_end = NEVER
-        self.gather_until = 0
-        """Before that moment a look at what has ended or arrived is not worth its cost; monotonic ns."""
+        self.longest_rest_ns = 0
+        """For how long what has ended or arrived may wait to be looked at."""
 
     def __len__(self) -> int:
         return self._out
@@ -93,6 +91,8 @@ class EmulatedGpus:
         self._latency = np.zeros((len(self._names), largest + 1), np.int64)
         for name, profile in self._profiles.items():
             self._latency[self._number[name], 1 : profile.max_batch + 1] = profile.latency_ns
+        shortest = min((profile.latency_ns[0] for profile in self._profiles.values()), default=0)
+        self.longest_rest_ns = shortest // REST_SHARE
 
     def lengths(self, plan: Plan) -> I64:
         """l(size) of each of the plan's batches in ns; 0 where its model is not here or it is too large."""
@@ -192,15 +192,13 @@ class EmulatedGpus:
 
     def next_wakeup(self) -> int | None:
         """Monotonic ns at which :meth:`finish` has something; None if every GPU is idle."""
-        return max(self._next_end, self.gather_until) if self._out else None
+        return self._next_end if self._out else None
 
     def finish(self, now: int) -> Iterator[Ended]:
         """Batches whose end has come, in order of their ends, as many at a time as a message may hold."""
         if self._next_end > now:
             return
         slots = np.flatnonzero(self._end <= now)
-        if slots.size >= BUSY:
-            self.gather_until = now + GATHER_NS
         yield from self._give(slots[np.lexsort((self._order[slots], self._end[slots]))])
 
     def abandon(self) -> Iterator[Ended]:

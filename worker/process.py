@@ -27,6 +27,7 @@ from symphony.clock import ClusterClock
 from symphony.control import Member
 from symphony.faults import Faults
 from symphony.membership import Joined, MemberChanged, Membership, PlanChanged, Refusal, describe
+from symphony.pace import Pace
 from symphony.plans import ClusterPlan
 from symphony.status import Status, SymphonyError
 from symphony.waiter import Waiter
@@ -49,6 +50,8 @@ _log = logging.getLogger(__name__)
 MAX_PLAN_BYTES: Final = 16 * 1024 * 1024
 FAREWELL_NS: Final = 300_000_000
 """A draining worker stays at least that long: plans may be on their way before its shard knows."""
+LONGEST_REST_NS: Final = 2_000_000
+"""Limit of the rests in which a busy emulated device lets plans and ends gather."""
 LINGER_MS: Final = 500
 ANSWER_GRACE_NS: Final = 250_000_000
 """How long after its deadline a result is kept for a frontend that is not known yet."""
@@ -86,6 +89,7 @@ class Worker:
         self._following = Following(definitions)
         self._planned = False
         self._device = runner.columns
+        self._pace = Pace()
         self.faults = Faults(_log)
         self._stop_fd, self._stop_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopping = False
@@ -171,8 +175,8 @@ class Worker:
 
     def _loop(self) -> None:
         while not self._finished():
-            gather_until = 0 if self._device is None else self._device.gather_until
-            ready = self._waiter.wait_paced(self._next_wakeup(), gather_until)
+            ready = self._waiter.wait_paced(self._next_wakeup(), self._pace.until)
+            woke = time.monotonic_ns()
             self._follow_cluster(ready)
             self._follow_device()
             self._take_plans(ready)
@@ -183,6 +187,9 @@ class Worker:
             self._completions.follow_subscriptions(ready)
             self._completions.flush(self._clock.to_cluster)
             self._frontends.expire(time.monotonic_ns())
+            if self._device is not None:
+                longest = min(LONGEST_REST_NS, self._device.longest_rest_ns)
+                self._pace.worked(woke, time.monotonic_ns(), longest)
 
     def _next_wakeup(self) -> int:
         now = time.monotonic_ns()
@@ -190,7 +197,7 @@ class Worker:
         if self._drain_since is not None:
             farewell = self._drain_since + FAREWELL_NS
             moments.append(farewell if now < farewell else self._drain_since + self._drain_ns)
-        return min(moment for moment in moments if moment is not None)
+        return max(self._pace.until, min(moment for moment in moments if moment is not None))
 
     # -- the cluster -----------------------------------------------------------------------------
 

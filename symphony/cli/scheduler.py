@@ -23,6 +23,11 @@ from symphony.urgency import be_prompt, keep_collector_out
     "--policy", help="When a batch is ready: deferred, eager, target, latest, timeout:MS[:PREFERRED_SIZE]."
 )
 @click.option("--spin-us", type=click.IntRange(0), help="Busy-wait that long before each timer, µs.")
+@click.option(
+    "--rest-us",
+    type=click.IntRange(0),
+    help="Longest pause of a busy shard in which input gathers, µs; 0: none.",
+)
 @shared.drain(5.0)
 @shared.insecure()
 def command(
@@ -34,6 +39,7 @@ def command(
     host: str | None,
     policy: str | None,
     spin_us: int | None,
+    rest_us: int | None,
     drain_s: float,
     insecure: bool,
 ) -> None:
@@ -67,6 +73,7 @@ def command(
             result_ns=s.result_latency_us * 1000,
             margin_ns=s.timer_margin_us * 1000,
             spin_ns=1000 * (s.spin_us if spin_us is None else spin_us),
+            rest_ns=1000 * (s.rest_us if rest_us is None else rest_us),
             max_queue=s.max_queue,
             drain_s=drain_s,
             epoch=config.epochs,

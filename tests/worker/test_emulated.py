@@ -14,7 +14,7 @@ from symphony import wire
 from symphony.profile import Profile
 from symphony.status import Status
 from worker import columns, plans
-from worker.emulated import BUSY, GATHER_NS, EmulatedGpus, Ended
+from worker.emulated import REST_SHARE, EmulatedGpus, Ended
 
 PROFILES = {"m": Profile.linear(1.082, 5.204, 128), "n": Profile.linear(2, 1, 4)}
 KEYS = 300
@@ -78,15 +78,11 @@ def test_a_late_look_does_not_make_the_gpu_slower() -> None:
     assert ended.finished.tolist() == [PROFILES["m"].latency(1)]
 
 
-def test_a_busy_device_lets_ends_gather_and_an_idle_one_looks_at_once() -> None:
+def test_it_may_be_looked_at_late_by_a_part_of_its_shortest_batch() -> None:
     device = gpus()
-    start(device, 0, *((i, "m", i, 1) for i in range(BUSY)))
-    assert len(list(device.finish(10**12))) == 1
-    start(device, 10**12 - 10**9, (98, "m", 1, 1))
-    assert device.next_wakeup() == device.gather_until == 10**12 + GATHER_NS
-    assert len(list(device.finish(10**12 + GATHER_NS))) == 1
-    start(device, 10**12 + GATHER_NS, (99, "n", 2, 1))
-    assert device.next_wakeup() == 10**12 + GATHER_NS + PROFILES["n"].latency(1)
+    shortest = min(profile.latency(1) for profile in PROFILES.values())
+    assert device.longest_rest_ns == shortest // REST_SHARE > 0
+    assert EmulatedGpus({}).longest_rest_ns == 0
 
 
 BATCH = st.tuples(st.sampled_from("mn"), st.integers(0, 3), st.integers(1, 4), st.integers(0, 30_000_000))
