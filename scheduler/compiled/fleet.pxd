@@ -1,16 +1,9 @@
 cimport cython
 from scheduler.compiled.window cimport Window
+from scheduler.compiled.limits cimport (
+    ABSENT, HANDED_BACK, LARGEST_BATCH, LIVE, LONGEST, MOST_GPUS, MOST_MODELS, PRIORITIES, SLOTS, TYPES,
+)
 
-cdef long long ABSENT
-cdef long long LARGEST_BATCH
-cdef long long LIVE
-cdef long long LONGEST
-cdef long long MOST_GPUS
-cdef long long MOST_MODELS
-cdef long long PRIORITIES
-cdef long long SLOTS
-cdef long long TYPES
-cdef long long HANDED_BACK
 
 cdef class Fleet(Window):
     cpdef add_model(self, long long model, long long slo_ns, long long max_batch)

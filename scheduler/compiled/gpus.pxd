@@ -1,10 +1,7 @@
 cimport cython
 from scheduler.compiled.heap cimport Heap
+from scheduler.compiled.limits cimport ABSENT, DEPTH, DRAINING, LIVE
 
-cdef long long DEPTH
-cdef long long ABSENT
-cdef long long LIVE
-cdef long long DRAINING
 
 cdef class Gpus:
     cdef public long long capacity

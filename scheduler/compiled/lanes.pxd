@@ -4,17 +4,10 @@ from scheduler.compiled.meter cimport Meter
 from scheduler.compiled.models cimport Models
 from scheduler.compiled.policies cimport Policy
 from scheduler.compiled.queues cimport Queues
+from scheduler.compiled.limits cimport (
+    FIELDS, FIRST, HEAD, MASK, NEVER, PRIORITIES, SAMPLE_NS, STOP, TAIL, UNTIL,
+)
 
-cdef long long PRIORITIES
-cdef long long NEVER
-cdef long long SAMPLE_NS
-cdef long long FIELDS
-cdef long long UNTIL
-cdef long long STOP
-cdef long long TAIL
-cdef long long MASK
-cdef long long HEAD
-cdef long long FIRST
 
 cdef class Lanes:
     cdef public Policy policy
@@ -50,12 +43,14 @@ cdef class Lanes:
     cdef public list ready
     cdef public Heap touched
     cdef public Heap fresh
+    cdef public long long[::1] rows
 
     @cython.locals(ready=Heap)
     cpdef candidate(self, long long lane)
     cdef long long _opening(self, long long lane, long long size) noexcept
     cdef void _wait(self, long long lane, long long n, long long opens, long long now) noexcept
     cdef void _calm(self, long long lane, long long until, long long most) noexcept
+    cdef void _gather(self, long long lane, long long now) noexcept
     cdef void _firm(self, long long lane) noexcept
     cdef void _firm_all(self) noexcept
     cdef bint _restage(self, long long lane, long long now) noexcept

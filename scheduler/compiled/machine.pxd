@@ -4,33 +4,22 @@ from scheduler.compiled.heap cimport Heap
 from scheduler.compiled.models cimport Models
 from scheduler.compiled.queues cimport Queues
 from scheduler.compiled.fleet cimport Fleet
+from scheduler.compiled cimport plain
+from scheduler.compiled.limits cimport (
+    AHEAD, BASE, DUPLICATE, FIELDS, FULL, LAST, MASK, NEVER, OUT_OF_RANGE, PLAIN, PRIORITIES, STOP, TAIL,
+    UNKNOWN, UNSERVED, UNTIL,
+)
 
-cdef bint PLAIN
-cdef long long AHEAD
-cdef long long PRIORITIES
-cdef long long NEVER
-cdef long long FULL
-cdef long long UNKNOWN
-cdef long long OUT_OF_RANGE
-cdef long long DUPLICATE
-cdef long long UNSERVED
-cdef long long FIELDS
-cdef long long UNTIL
-cdef long long STOP
-cdef long long TAIL
-cdef long long LAST
-cdef long long BASE
-cdef long long MASK
 
 cdef class Core(Fleet):
     @cython.locals(
-        m="const unsigned int[:]", d="const long long[:]", k="const unsigned long long[:]",
-        p="const unsigned char[:]", touched=Heap, which="long long", due="long long",
-        ident="unsigned long long", rank="long long", slot="long long", fresh=bint, i="long long", rings="long long",
+        m="const unsigned int[::1]", d="const long long[::1]", k="const unsigned long long[::1]",
+        p="const unsigned char[::1]", touched=Heap, queues=Queues, which="long long", due="long long",
+        ident="unsigned long long", rank="long long", slot="long long", fresh=bint, i="long long",
+        n="long long", row="long long", tail="long long", start="long long", end="long long",
+        moves="long long", lane="long long",
     )
     cpdef submit(self, long long now, model, deadline, key, priority=*, bint again=*)
-    @cython.locals(found="unsigned long long", which="long long", i="long long")
-    cdef long long _fetch(self, const unsigned int[:] model, long long start, long long end) noexcept
     @cython.locals(lane="long long", row="long long")
     cpdef arrive(self, long long now, long long model, long long deadline, unsigned long long key)
     @cython.locals(slot="long long")

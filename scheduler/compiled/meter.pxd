@@ -1,5 +1,4 @@
-cdef long long SAMPLE_NS
-cdef long long SAMPLES
+from scheduler.compiled.limits cimport SAMPLES, SAMPLE_NS
 
 cdef class Meter:
     cdef public long long lanes

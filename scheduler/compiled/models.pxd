@@ -1,4 +1,4 @@
-cdef long long TYPES
+from scheduler.compiled.limits cimport TYPES
 
 cdef class Models:
     cdef public long long capacity

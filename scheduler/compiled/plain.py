@@ -1,5 +1,6 @@
 """The compiled modules' loops are faster than whole columns in NumPy; see :mod:`scheduler.core.plain`."""
 
 from scheduler.core.plain import append_calm as append_calm
+from scheduler.core.plain import fetch as fetch
 
 PLAIN = False

@@ -2,9 +2,8 @@ cimport cython
 from scheduler.compiled.actions cimport Actions
 from scheduler.compiled.heap cimport Heap
 from scheduler.compiled.machine cimport Core
+from scheduler.compiled.limits cimport DEPTH, NEVER
 
-cdef long long DEPTH
-cdef long long NEVER
 
 cdef class Replay:
     cdef public Core core

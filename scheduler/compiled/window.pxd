@@ -5,20 +5,11 @@ from scheduler.compiled.heap cimport Heap
 from scheduler.compiled.lanes cimport Lanes
 from scheduler.compiled.models cimport Models
 from scheduler.compiled.queues cimport Queues
+from scheduler.compiled.limits cimport (
+    EXPIRED, FIELDS, FIRST, LARGEST_BATCH, LAST_TIME, LONGEST, MOST_QUEUED, PRIORITIES, SAMPLE_NS, SLOTS,
+    TYPES, UNSERVED, WINDOW,
+)
 
-cdef long long PRIORITIES
-cdef long long SLOTS
-cdef long long LAST_TIME
-cdef long long LONGEST
-cdef long long LARGEST_BATCH
-cdef long long MOST_QUEUED
-cdef long long TYPES
-cdef long long SAMPLE_NS
-cdef long long EXPIRED
-cdef long long WINDOW
-cdef long long UNSERVED
-cdef long long FIELDS
-cdef long long FIRST
 
 cdef class Window(Lanes):
     cdef public long long margin

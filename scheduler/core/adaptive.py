@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from .limits import FIELDS, PLANNED, SAMPLE_NS, SAMPLES, TAIL, TYPES
+from .limits import PLANNED, SAMPLE_NS, SAMPLES, TYPES
 from .plans import Floats, Ints, Load, Plan, make_plan
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def observe(core: Window, now: int, gpus: int) -> tuple[Load, Ints, Ints] | None
     for lane in range(core.queues.lanes):
         if meter.sample[lane] < 0 or core.fast[core.lane_model[lane]] < 0:
             continue
-        meter.roll(lane, sample, core.queues.record[lane * FIELDS + TAIL])
+        meter.roll(lane, sample, core.queues.ever(lane))
         window = meter.window_ns(lane)
         if window == 0:
             continue

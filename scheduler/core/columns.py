@@ -16,3 +16,11 @@ def widen(typecode: str, column: Any, more: int, fill: int = 0) -> Any:
     wide.frombytes(bytes(memoryview(column)))
     wide.extend(array(typecode, [fill]) * more)
     return wide
+
+
+def packed(*columns: Any) -> list[Any] | None:
+    """Columns without gaps between their entries, as compiled code reads them; None if there were none."""
+    views = [None if column is None else memoryview(column) for column in columns]
+    if all(view is None or view.contiguous for view in views):
+        return None
+    return [view and memoryview(view.tobytes()).cast(view.format) for view in views]  # type: ignore[call-overload]

@@ -20,6 +20,7 @@ from array import array
 from .columns import widen
 from .heap import Heap
 from .limits import (
+    AHEAD,
     FIELDS,
     FIRST,
     HEAD,
@@ -28,7 +29,6 @@ from .limits import (
     PRIORITIES,
     SAMPLE_NS,
     STOP,
-    TAIL,
     UNTIL,
 )
 from .meter import Meter
@@ -86,6 +86,7 @@ class Lanes:
         self.ready = [Heap(0) for _ in range(PRIORITIES)]
         self.touched = Heap(0)
         self.fresh = Heap(0)
+        self.rows = array("q", bytes(8 * AHEAD))
 
     def candidate(self, lane: int) -> tuple[str, int, int]:
         """State (empty, pending, ready), timer (0 if empty) and size of a lane's candidate."""
@@ -143,6 +144,15 @@ class Lanes:
             most = room
         self.queues.record[row + STOP] = self.queues.record[row + HEAD] + most
 
+    def _gather(self, lane: int, now: int) -> None:
+        """The lane is formed at the end of this event; until then arrivals behind the last need no look."""
+        row = lane * FIELDS
+        most = self.queues.record[row + MASK] + 1
+        if most > self.max_queue:
+            most = self.max_queue
+        self.queues.record[row + UNTIL] = now
+        self.queues.record[row + STOP] = self.queues.record[row + HEAD] + most
+
     def _firm(self, lane: int) -> None:
         """List the lane at its true opening; the next arrival forms it."""
         self.queues.record[lane * FIELDS + UNTIL] = -1
@@ -192,7 +202,7 @@ class Lanes:
         if self.lane_target_sample[lane] >= sample:
             return
         self.lane_target_sample[lane] = sample
-        self.meter.roll(lane, sample, self.queues.record[lane * FIELDS + TAIL])
+        self.meter.roll(lane, sample, self.queues.ever(lane))
         window = self.meter.window_ns(lane)
         count = self.meter.total[lane]
         self.lane_gap[lane] = window // count if count > 0 else 0

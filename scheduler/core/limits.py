@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The core's constants. Each compiled module keeps its own C copy of those that it imports."""
+"""The core's constants. Compiled modules have C's own (compiled/limits.pxd)."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ SAMPLES = 100
 """Whole samples behind a rate."""
 SMALLEST_RING = 16
 """Slots of a lane's first ring."""
+APART = 20
+"""Slots between the places at which neighbouring lanes' queues start in their rings."""
 LARGE_RING = 512
 """Rings of more slots shrink when they are nearly empty."""
 

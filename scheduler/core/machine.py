@@ -15,6 +15,8 @@ compiled.
 
 from __future__ import annotations
 
+from . import plain
+from .columns import packed
 from .fleet import Fleet
 from .limits import (
     AHEAD,
@@ -81,14 +83,19 @@ class Core(Fleet):
         Raises:
             ValueError: columns of different lengths or types.
         """
-        m = memoryview(model)  # type: ignore[arg-type]
-        d = memoryview(deadline)  # type: ignore[arg-type]
-        k = memoryview(key)  # type: ignore[arg-type]
-        n = len(m)
-        if len(d) != n or len(k) != n:
-            raise ValueError("columns of different lengths")
-        p = memoryview(bytes(n) if priority is None else priority)  # type: ignore[arg-type]
-        if len(p) != n:
+        try:
+            m = memoryview(model)  # type: ignore[arg-type]
+            d = memoryview(deadline)  # type: ignore[arg-type]
+            k = memoryview(key)  # type: ignore[arg-type]
+            n = len(m)
+            p = memoryview(bytes(n) if priority is None else priority)  # type: ignore[arg-type]
+        except BufferError:
+            columns = packed(model, deadline, key, priority)
+            if columns is None:
+                raise
+            self.submit(now, columns[0], columns[1], columns[2], columns[3], again)
+            return
+        if len(d) != n or len(k) != n or len(p) != n:
             raise ValueError("columns of different lengths")
         now = self._clock(now)
         fresh = not again
@@ -99,66 +106,64 @@ class Core(Fleet):
         if PLAIN and n > 0:
             m, d, k, p, fresh = append_calm(self, now, farthest, last_key, (m, d, k, p), fresh)
             n = len(m)
-        record = self.queues.record
-        slab = self.queues.slab
-        rings = self.queues.moves
-        for i in range(n):
-            if not PLAIN and i & (AHEAD - 1) == 0:
-                self._fetch(m, i, i + AHEAD if i + AHEAD < n else n)
-            which = m[i]
-            due = d[i]
-            ident = k[i]
-            rank = p[i]
-            if which < capacity and rank < PRIORITIES:
-                lane = self.lane_of[which * PRIORITIES + rank]
-                row = lane * FIELDS
-                tail = record[row + TAIL] if lane >= 0 else 0
-                if (
-                    lane >= 0
-                    and now <= record[row + UNTIL]
-                    and tail < record[row + STOP]
-                    and record[row + LAST] <= due <= farthest
-                    and (not fresh or last_key[ident >> 48] < ident)
-                ):
-                    # It only makes the queue longer (Lanes._calm).
-                    if fresh:
-                        last_key[ident >> 48] = ident
-                    slot = 2 * (record[row + BASE] + (tail & record[row + MASK]))
-                    slab[slot] = due
-                    slab[slot + 1] = ident
-                    record[row + LAST] = due
-                    record[row + TAIL] = tail + 1
-                    continue
-            lane = self._admit(now, which, due, ident, rank, fresh)
-            if self.queues.moves != rings:
-                rings = self.queues.moves
-                record = self.queues.record
-                slab = self.queues.slab
-            if lane >= 0:
-                self.touched.put(lane, lane)
+        queues = self.queues
+        record = queues.record
+        slab = queues.slab
+        moves = queues.moves
+        rows = self.rows
+        lane_of = self.lane_of
+        start = 0
+        while start < n:
+            end = start + AHEAD
+            if end > n:
+                end = n
+            # What these requests will touch is fetched first, so that the waits for memory overlap.
+            for i in range(start, end):
+                which = m[i]
+                rank = p[i]
+                row = -1
+                if which < capacity and rank < PRIORITIES:
+                    row = lane_of[which * PRIORITIES + rank] * FIELDS
+                    if row >= 0 and not PLAIN:
+                        slot = record[row + BASE] + (record[row + TAIL] & record[row + MASK])
+                        plain.fetch(slab, 2 * slot)
+                rows[i - start] = row
+            for i in range(start, end):
+                row = rows[i - start]
+                due = d[i]
+                ident = k[i]
+                if row >= 0:
+                    tail = record[row + TAIL]
+                    if (
+                        now <= record[row + UNTIL]
+                        and tail < record[row + STOP]
+                        and record[row + LAST] <= due <= farthest
+                        and (not fresh or last_key[ident >> 48] < ident)
+                    ):
+                        # It only makes the queue longer (Lanes._calm), or the lane is formed anyhow.
+                        if fresh:
+                            last_key[ident >> 48] = ident
+                        slot = 2 * (record[row + BASE] + (tail & record[row + MASK]))
+                        slab[slot] = due
+                        slab[slot + 1] = ident
+                        record[row + LAST] = due
+                        record[row + TAIL] = tail + 1
+                        continue
+                lane = self._admit(now, m[i], due, ident, p[i], fresh)
+                if queues.moves != moves:
+                    moves = queues.moves
+                    record = queues.record
+                    slab = queues.slab
+                if lane >= 0:
+                    self.touched.put(lane, lane)
+                    self._gather(lane, now)
+            start = end
         touched = self.touched
         while touched.size > 0:
             lane = touched.ids[0]
             touched.discard(lane)
             self._reform(lane, now)
         self._run(now)
-
-    def _fetch(self, model: memoryview, start: int, end: int) -> int:
-        """Read once what these requests will touch, so that the waits for memory overlap.
-
-        The sum means nothing; it keeps a compiler from leaving the reading out.
-        """
-        found = 0
-        capacity = self.models.capacity
-        for i in range(start, end):
-            which = model[i]
-            if which < capacity:
-                lane = self.lane_of[which * PRIORITIES]
-                if lane >= 0:
-                    row = lane * FIELDS
-                    slot = self.queues.record[row + TAIL] & self.queues.record[row + MASK]
-                    found += self.queues.slab[2 * (self.queues.record[row + BASE] + slot)]
-        return found
 
     def arrive(self, now: int, model: int, deadline: int, key: int) -> None:
         """One fresh request of priority 0 arrives: what :meth:`submit` does for columns of one."""
@@ -210,7 +215,7 @@ class Core(Fleet):
         if self.queues.count(lane) >= self.max_queue:
             self.actions.drop(ident, which, due, FULL)
             return -1
-        self.meter.roll(lane, self.sample, self.queues.record[lane * FIELDS + TAIL])
+        self.meter.roll(lane, self.sample, self.queues.ever(lane))
         self.queues.push(lane, due, ident)
         return lane
 

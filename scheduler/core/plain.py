@@ -19,6 +19,10 @@ ENOUGH = 32
 """Columns shorter than this are not worth the trouble."""
 
 
+def fetch(column: Any, i: int) -> None:
+    """Nothing here. Compiled: begin to bring ``column[i]`` into the cache."""
+
+
 def append_calm(
     lanes: Lanes, now: int, farthest: int, last_key: Any, columns: tuple[Any, ...], fresh: bool
 ) -> tuple[Any, ...]:

@@ -16,7 +16,20 @@ from array import array
 from typing import Any
 
 from .columns import widen
-from .limits import BASE, FIELDS, FIRST, HEAD, LARGE_RING, LAST, MASK, SMALLEST_RING, STOP, TAIL, UNTIL
+from .limits import (
+    APART,
+    BASE,
+    FIELDS,
+    FIRST,
+    HEAD,
+    LARGE_RING,
+    LAST,
+    MASK,
+    SMALLEST_RING,
+    STOP,
+    TAIL,
+    UNTIL,
+)
 from .plain import PLAIN
 
 
@@ -25,12 +38,18 @@ class Queues:
 
     Field F of a lane's record is ``record[lane * FIELDS + F]``:
 
-    - ``TAIL``, ``HEAD``: requests ever put in and ever taken out; their difference are queued.
+    - ``TAIL``, ``HEAD``: the numbers of the next request that is put in and of the next one that is taken
+      out; their difference are queued.
     - ``BASE``, ``MASK``: the ring; request number i is in slot ``BASE + (i & MASK)``, which is entries 2·slot
       (deadline) and 2·slot + 1 (key) of ``slab``. ``MASK`` is -1 while a lane has no ring.
     - ``FIRST``, ``LAST``: deadlines of the first and the last request, if there is one.
     - ``UNTIL``, ``STOP``: until that moment, and while ``TAIL`` is below ``STOP``, a request behind the last
       changes nothing but the queue itself; set by :class:`~scheduler.core.lanes.Lanes`.
+
+    A queue that is empty starts again at the same place of its ring: what it touches is then no more than
+    what it holds, and in the cache as often as can be. The places of two lanes differ, or their rings,
+    which lie at powers of two, would share few of the cache's sets. ``before[lane]`` is what makes TAIL
+    the number of requests that ever came (:meth:`ever`).
 
     Rings double when they are full. Large ones shrink when they are nearly empty; rings that are left are
     used again by other lanes. ``moves`` counts how often the columns were replaced by longer ones.
@@ -40,6 +59,7 @@ class Queues:
         self.lanes = 0
         self.moves = 0
         self.record = array("q")
+        self.before = array("q")
         self.slab = array("Q", bytes(16 * 1024))
         self._used = 0
         self._spare: dict[int, list[int]] = {}
@@ -49,6 +69,7 @@ class Queues:
         lane = self.lanes
         if lane * FIELDS == len(self.record):
             self.record = widen("q", self.record, FIELDS * max(8, lane))
+            self.before = widen("q", self.before, max(8, lane))
             self.moves += 1
         self.lanes = lane + 1
         row = lane * FIELDS
@@ -62,6 +83,10 @@ class Queues:
         """Requests that are queued."""
         row = lane * FIELDS
         return self.record[row + TAIL] - self.record[row + HEAD]
+
+    def ever(self, lane: int) -> int:
+        """Requests that ever came."""
+        return self.before[lane] + self.record[lane * FIELDS + TAIL]
 
     def push(self, lane: int, deadline: int, key: int) -> None:
         """Add a request in its place."""
@@ -96,11 +121,19 @@ class Queues:
         """Forget the first ``n`` requests; the next one that comes must be looked at."""
         row = lane * FIELDS
         head = self.record[row + HEAD] + n
+        tail = self.record[row + TAIL]
         mask = self.record[row + MASK]
-        self.record[row + HEAD] = head
         self.record[row + UNTIL] = -1
-        self.record[row + FIRST] = self.slab[2 * (self.record[row + BASE] + (head & mask))]
-        if mask >= LARGE_RING and 16 * (self.record[row + TAIL] - head) <= mask:
+        if head == tail:
+            head = lane * APART & mask
+            self.before[lane] += tail - head
+            self.record[row + TAIL] = head
+            self.record[row + STOP] = head
+            tail = head
+        else:
+            self.record[row + FIRST] = self.slab[2 * (self.record[row + BASE] + (head & mask))]
+        self.record[row + HEAD] = head
+        if mask >= LARGE_RING and 16 * (tail - head) <= mask:
             self._move(lane, (mask + 1) // 4)
 
     def at(self, lane: int, i: int) -> int:
@@ -116,19 +149,23 @@ class Queues:
         mask = self.record[row + MASK]
         head = self.record[row + HEAD]
         slab = self.slab
-        if PLAIN:
-            while n > 0:
-                slot = 2 * (base + (head & mask))
-                some = min(n, mask + 1 - (head & mask))
+        while n > 0:
+            # At most twice: up to the end of the ring, and on from its start.
+            first = head & mask
+            some = mask + 1 - first
+            if some > n:
+                some = n
+            slot = 2 * (base + first)
+            if PLAIN:
                 deadline[to : to + some] = slab[slot : slot + 2 * some : 2]
                 key[to : to + some] = slab[slot + 1 : slot + 2 * some + 1 : 2]
-                head += some
-                to += some
-                n -= some
-        for i in range(n):
-            slot = 2 * (base + ((head + i) & mask))
-            deadline[to + i] = slab[slot]
-            key[to + i] = slab[slot + 1]
+            else:
+                for i in range(some):
+                    deadline[to + i] = slab[slot + 2 * i]
+                    key[to + i] = slab[slot + 2 * i + 1]
+            head += some
+            to += some
+            n -= some
 
     def _move(self, lane: int, size: int) -> None:
         """Move the lane into a ring of ``size`` slots; the old ring is kept for another lane."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
+from importlib import import_module
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from rig import MS, Rig, Stream, columns, cores, random_settings, read
 
 import scheduler.compiled
+from scheduler.core import limits
 from scheduler.core.limits import DUPLICATE, EXPIRED, FULL, HANDED_BACK, LAST_TIME, REASONS, WINDOW
 from scheduler.core.machine import Core
 from scheduler.select import compiled_core
@@ -59,6 +62,36 @@ def test_the_compiled_class_is_really_compiled() -> None:
     with pytest.raises((TypeError, AttributeError)):
         one.novel = 1  # type: ignore[attr-defined]
     assert not issubclass(core, Core)
+
+
+def test_constants_are_the_same_in_c() -> None:
+    """The compiled modules have the constants from a .pxd, not from ``limits``."""
+    text = (FOLDER / "limits.pxd").read_text()
+    found = dict(re.findall(r"#define SYMPHONY_(\w+) \(\([a-z ]+\)\{(\w+)\}\)", text))
+    assert found.pop("PLAIN") == "0"
+    assert len(found) > 30
+    assert {name: int(value, 0) for name, value in found.items()} == {
+        name: getattr(limits, name) for name in found
+    }
+    declared = dict(re.findall(r"^    (?:long long|bint) (\w+) \"SYMPHONY_(\w+)\"$", text, re.MULTILINE))
+    assert set(declared) == {*found, "PLAIN"}
+    assert all(name == macro for name, macro in declared.items())
+
+
+def test_columns_of_the_compiled_core_lie_in_huge_pages() -> None:
+    """Large ones begin at a line of the cache, within chunks that are shared; all keep what they held."""
+    columns = import_module("scheduler.compiled.columns")
+    small = columns.widen("q", [5, 6], 2, -1)
+    assert small.tolist() == [5, 6, -1, -1]
+    large = [columns.widen("q", small, 100_000, fill) for fill in (0, 7)]
+    for column, fill in zip(large, (0, 7), strict=True):
+        assert column[:4].tolist() == [5, 6, -1, -1]
+        assert column[4:].tolist() == [fill] * 100_000
+        assert column.__array_interface__["data"][0] % columns.LINE == 0
+    huge = columns.widen("b", large[0].view("b"), 3 * columns.HUGE)
+    assert huge.__array_interface__["data"][0] % columns.HUGE == 0
+    assert bytes(huge[:32]) == small.tobytes()
+    assert not huge[len(large[0]) * 8 :].any()
 
 
 @pytest.mark.parametrize("seed", range(24))

@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.core.limits import (
+    APART,
     BASE,
     FIELDS,
     FIRST,
+    HEAD,
     LARGE_RING,
     LAST,
     MASK,
@@ -172,6 +174,23 @@ def test_rings_are_used_again(part: Any) -> None:
         queues.push(first, key, key)
         queues.pop(first, 1)
     assert queues.slots() == before
+
+
+def test_an_empty_queue_starts_again_where_it_began(part: Any) -> None:
+    """What it touches is no more than what it holds; how many came is not forgotten."""
+    queues = part("queues").Queues()
+    starts = []
+    for lane in (queues.add_lane(), queues.add_lane()):
+        for _ in range(3):
+            for key in range(100):
+                queues.push(lane, key, key)
+            queues.pop(lane, 60)
+            assert content(queues, lane) == [(key, key) for key in range(60, 100)]
+            queues.pop(lane, 40)
+            starts.append(queues.record[lane * FIELDS + HEAD])
+        assert queues.ever(lane) == 300
+        assert queues.count(lane) == 0
+    assert starts == [0, 0, 0, APART, APART, APART]
 
 
 def test_rings_shrink(part: Any) -> None:
