@@ -31,6 +31,8 @@ SURE: Final = 3.0
 """Standard deviations of a Poisson count that are no movement of the load."""
 FORGET: Final = 10
 """Epochs after which what a worker could not load is tried again."""
+LONGEST_NS: Final = 30 * SECOND
+"""A plan that has been on its way for so long holds nothing else up any more."""
 NOTE: Final = 2_000
 
 
@@ -117,6 +119,10 @@ class Epochs:
     def moving(self) -> bool:
         """Whether a plan is on its way, so that every moment may bring a next step."""
         return self._offered is not None or self._fresh is not None or self._since is not None
+
+    def under_way(self, now: int) -> bool:
+        """Whether GPUs or models change hands, or may still do; one that never gets there ends to count."""
+        return self._since is not None and now - self._since < LONGEST_NS
 
     # -- events ----------------------------------------------------------------------------------
 

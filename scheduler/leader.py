@@ -33,7 +33,7 @@ from symphony.control import encode_control
 from symphony.faults import Faults
 from symphony.membership import MemberChanged, Membership, Proposed, Published, Refusal, describe
 from symphony.plans import Propose
-from symphony.scaling import EpochConfig
+from symphony.scaling import EpochConfig, planned_headroom
 from symphony.stopping import StopRequest
 from symphony.supervisor import die_with_parent
 from symphony.topics import decode_body
@@ -57,7 +57,11 @@ class Leader:
         self.faults = Faults(_log)
         self.stopping = StopRequest()
         network = Network(settings.control_us, settings.data_us, settings.result_us)
-        self._epochs = Epochs(settings.shard, settings.epoch or EpochConfig(seconds=0), network)
+        epoch = settings.epoch or EpochConfig(seconds=0)
+        if settings.autoscale.actuator != "none":
+            room = planned_headroom(epoch.headroom, settings.autoscale)
+            epoch = epoch.model_copy(update={"headroom": room})
+        self._epochs = Epochs(settings.shard, epoch, network)
         spent = settings.control_us + settings.result_us
         self._scaling = SubClusters(
             settings.shard, settings.autoscale, round(spent * 1e3), round(settings.data_us * 1e3)
@@ -149,7 +153,8 @@ class Leader:
         """Decide about one shard's sub-cluster, publish it, and have it carried out if that is done here."""
         m = self._membership
         try:
-            decision = self._scaling.saw(shard, stats, m.members, m.models, m.plan)
+            moving = self._epochs.under_way(self._clock.now())
+            decision = self._scaling.saw(shard, stats, m.members, m.models, m.plan, moving)
         except (KeyError, TypeError, ValueError) as error:
             self.faults.count("stats-without-numbers", f"{shard}: {type(error).__name__}: {error}")
             return

@@ -2,7 +2,8 @@
 
 Each message of topic ``stats.<shard>`` becomes one sample; :func:`scheduler.autoscale.decide` looks at the
 window of them. When an epoch's plan gives a shard other GPUs than it had, its state adopts that: what the
-plan took away is not missing.
+plan took away is not missing, and the window begins anew. While such a plan is on its way, loads and GPUs do
+not belong together, and a shard that a plan gives nothing to serve needs no GPU: neither is decided about.
 """
 
 from __future__ import annotations
@@ -54,8 +55,11 @@ class SubClusters:
         members: Mapping[str, Member],
         models: Mapping[str, ModelSpec],
         plan: ClusterPlan | None,
+        moving: bool = False,
     ) -> ScaleDecision | None:
         """One message of ``stats.<shard>``; the decision that it brings, None where it says nothing yet.
+
+        ``moving``: a plan is on its way.
 
         Raises:
             KeyError, TypeError, ValueError: it is no such message.
@@ -91,8 +95,10 @@ class SubClusters:
             draining=frozenset(draining),
             rates=rates,
         )
-        known.window.append(sample)
         self._adopt(known, shard, types, plan, at)
+        known.window.append(sample)
+        if moving or (plan is not None and _elsewhere(plan, shard)):
+            return None
         decision, known.state = decide(list(known.window), known.state, self._settings)
         epoch = 0 if plan is None else plan.stamp.epoch
         return message_of(decision, epoch, self._leader, shard)
@@ -115,6 +121,7 @@ class SubClusters:
                         counts[types[gpu]] = counts.get(types[gpu], 0) + 1
         if known.allotted is not None and counts != known.allotted:
             known.state = adopt(known.state, counts, now)
+            known.window.clear()
         known.allotted = counts
 
     def answered(self, outcome: Outcome) -> None:
@@ -126,6 +133,12 @@ class SubClusters:
     def gone(self, shard: str) -> None:
         """The shard has left or died."""
         self._shards.pop(shard, None)
+
+
+def _elsewhere(plan: ClusterPlan, shard: str) -> bool:
+    """Whether all that is served is served by other shards, on other GPUs."""
+    owners = {group.shard for group in plan.groups}
+    return bool(owners) and shard not in owners and not any(shard in route for route in plan.routes.values())
 
 
 def _gpus(

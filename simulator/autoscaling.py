@@ -34,14 +34,15 @@ class Autoscaling(AutoscaleConfig):
 class Sharding(BaseModel):
     """The key ``shards``: several schedulers, each with a sub-cluster of the experiment's GPUs.
 
-    Every ``epoch_s`` seconds the allocator plans on the rates of the epoch that ends, for ``headroom`` of
-    the GPUs' time, in at most ``time_limit_s`` of real time.
+    Every ``epoch_s`` seconds the allocator plans on the rates of the last ``window_s``, for ``headroom`` of
+    the GPUs' time (with an autoscaler: up to its ``up``), in at most ``time_limit_s`` of real time.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     count: int = Field(ge=1, le=64)
     epoch_s: int = Field(default=60, ge=1)
+    window_s: int = Field(default=10, ge=1)
     headroom: Share = 0.8
     time_limit_s: Seconds = 10.0
 
@@ -52,10 +53,10 @@ def scaling_problem(
     """Why such an experiment cannot be run, with the key; or an empty string."""
     if settings is None:
         return ""
-    if shards is not None:
-        return "shards: not together with autoscale"
-    if not settings.min <= gpus <= settings.max:
-        return f"gpus: {gpus} at the start: expected {settings.min} … {settings.max}, the limits of autoscale"
+    count = 1 if shards is None else shards.count
+    if not settings.min <= gpus <= settings.max * count:
+        limits = f"{settings.min} … {settings.max * count}"
+        return f"gpus: {gpus} at the start: expected {limits}, the limits of autoscale"
     if len(types) > 1 and settings.policy in ("queue", "utilization"):
         return f"autoscale.policy: {settings.policy} knows one GPU type only"
     return ""

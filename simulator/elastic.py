@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from .actuation import carry_out
 from .arrivals import START_NS, Arrivals
-from .autoscaling import Autoscaling, Scaling
+from .autoscaling import Scaling
 from .engine import DRAWS, Disturbance, Progress, Record, network_ns
 from .experiment import Experiment
-from .scalers import Wish, make_scaler
+from .scalers import make_scaler
 from .subcluster import SECOND, SubCluster
 from .system import Cluster
 
@@ -37,6 +38,10 @@ def run_elastic(
     shard = SubCluster(experiment, cluster, policy, arrivals, capacity, range(first), START_NS)
     scaler = make_scaler(settings)
     scaling = Scaling()
+
+    def free() -> int:
+        return next(n for n in range(capacity) if n not in shard.gpus)
+
     edges = START_NS + SECOND * np.arange(int(np.ceil(experiment.seconds)) + 1)
     places = np.searchsorted(arrivals.at, edges)
     for i, now in enumerate(edges.tolist()):
@@ -45,7 +50,8 @@ def run_elastic(
             sample = shard.sample(now, 1.0)
             wish = scaler.step(sample, shard.ongoing)
             if wish is not None:
-                _carry_out(shard, settings, wish, now, capacity, scaling)
+                ready = now + round(settings.startup_s * SECOND)
+                carry_out(shard, wish, now, ready, free, scaling)
             scaling.samples.append(sample)
             scaling.paid.append(len(shard.gpus))
         if i + 1 < len(edges):
@@ -64,40 +70,3 @@ def _record(
     back = Disturbance.of(experiment).back[np.arange(len(end)) % DRAWS]
     answered = end + network_ns(experiment.network)[2] + back
     return Record(model, gpu, size, decided, start, end, answered, request, dropped, events, wall_s, scaling)
-
-
-def _carry_out(
-    shard: SubCluster, settings: Autoscaling, wish: Wish, now: int, capacity: int, scaling: Scaling
-) -> None:
-    """The actuator: starts what is missing under the lowest free numbers, lets go what is too much."""
-    loads = settings.startup_s * SECOND
-    ready = now + round(loads)
-    started = 0
-    kinds = [shard.types[state.kind] for state in shard.gpus.values() if not state.draining]
-    for name, count in wish.counts.items():
-        kind = shard.types.index(name)
-        for _ in range(count - kinds.count(name)):
-            number = next(n for n in range(capacity) if n not in shard.gpus)
-            shard.ask(number, kind, now, ready)
-            started += 1
-    drain = wish.drain
-    if drain is None:
-        live = [n for n, state in shard.gpus.items() if not state.draining]
-        excess = max(0, len(live) - sum(wish.counts.values()))
-        drain = sorted(live, key=lambda n: (shard.gpus[n].joined, -n))[:excess]
-    for number in drain:
-        if number in shard.gpus:
-            shard.drain(number, now)
-    if started:
-        scaling.windows.append((now, ready))
-    scaling.decisions.append(
-        {
-            "at_s": (now - START_NS) / SECOND,
-            "kind": wish.kind,
-            "counts": wish.counts,
-            "started": started,
-            "drained": len(drain),
-            "reason": wish.reason,
-            "numbers": wish.numbers,
-        }
-    )

@@ -137,7 +137,7 @@ class Experiment(Strict):
     the ends of intervals of that length (0: each at its own time). noise: standard deviation of a
     batch's length as a share of its profile's. warmup_s: arrivals before are simulated and not
     counted; a tenth of ``seconds``, at most 5, if not given. autoscale: who changes the number of GPUs.
-    shards: several schedulers and an allocator, instead of one; not together with autoscale.
+    shards: several schedulers and an allocator, instead of one; the limits of autoscale hold for each.
     """
 
     models: tuple[ModelGroup, ...] = Field(min_length=1)

@@ -51,14 +51,14 @@ def simulate(
     """
     cluster = cluster_of(experiment, scale)
     system = make_baseline(policy, cluster)
-    if experiment.autoscale is not None:
-        if system is not None:
-            raise ExperimentError(f"autoscale needs a policy of the core, not the baseline {policy}")
-        return run_elastic(experiment, cluster, policy, arrivals, progress)
     if experiment.shards is not None:
         if system is not None:
             raise ExperimentError(f"shards need a policy of the core, not the baseline {policy}")
         return run_epochs(experiment, cluster, policy, arrivals, progress)
+    if experiment.autoscale is not None:
+        if system is not None:
+            raise ExperimentError(f"autoscale needs a policy of the core, not the baseline {policy}")
+        return run_elastic(experiment, cluster, policy, arrivals, progress)
     if system is not None:
         return run_system(experiment, cluster, system, arrivals, progress, most_dropped)
     return run_core(experiment, cluster, policy, arrivals.pieces(), progress)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from scheduler.autoscale import State, decide
+from scheduler.autoscale import State, adopt, decide
 from scheduler.evidence import SECOND, Sample
 
 from .autoscaling import Autoscaling
@@ -35,6 +36,9 @@ class Scaler(Protocol):
     def step(self, sample: Sample, ongoing: int) -> Wish | None:
         """What to change now; ``ongoing``: requests that are queued or on a GPU."""
 
+    def adopt(self, counts: Mapping[str, int], now: int) -> None:
+        """Somebody else, a plan, has given the sub-cluster so many GPUs by type; ``now``: ns."""
+
 
 class Static:
     """`none`: the GPUs of the experiment, always."""
@@ -42,6 +46,9 @@ class Static:
     def step(self, sample: Sample, ongoing: int) -> Wish | None:
         """Nothing."""
         return None
+
+    def adopt(self, counts: Mapping[str, int], now: int) -> None:
+        """Nothing to adopt."""
 
 
 class Symphony:
@@ -61,6 +68,11 @@ class Symphony:
         if decision.kind == "hold":
             return None
         return Wish(decision.kind, decision.requested, decision.reason, decision.drain, decision.numbers)
+
+    def adopt(self, counts: Mapping[str, int], now: int) -> None:
+        """As :mod:`scheduler.subclusters` does for a live shard."""
+        self._state = adopt(self._state, counts, now)
+        self._window.clear()
 
 
 class Queue:
@@ -105,6 +117,10 @@ class Queue:
         reason = f"{mean:.0f} ongoing requests at {s.target_ongoing:g} per GPU"
         return Wish(kind, {only_type(sample): desired}, reason)
 
+    def adopt(self, counts: Mapping[str, int], now: int) -> None:
+        """The replicas that there are now."""
+        self._target, self._counter = sum(counts.values()), 0
+
 
 class Utilization:
     """`utilization`: the Kubernetes Horizontal Pod Autoscaler on the share of time that GPUs are busy.
@@ -144,6 +160,9 @@ class Utilization:
             return None
         reason = f"{busy:.0%} busy, target {s.target_utilization:.0%}"
         return Wish("up" if desired > current else "down", {only_type(sample): desired}, reason)
+
+    def adopt(self, counts: Mapping[str, int], now: int) -> None:
+        """It goes by the GPUs that it sees."""
 
     def _desired(self, ratio: float, ready: int, starting: int) -> int:
         tolerance = self._settings.tolerance

@@ -24,7 +24,7 @@ def summarize_scaling(
 
     gpu_seconds: of GPUs that start, serve or drain. need_gpu_seconds: the fluid need of each second's
     arrivals, in GPUs of the first type. *outside*: of requests that arrive while no GPU is starting that was
-    asked for; *inside*: the others. reversals: changes between up and down.
+    asked for; *inside*: the others. reversals: changes between up and down of a shard.
     """
     settings = experiment.autoscale
     assert settings is not None
@@ -48,7 +48,7 @@ def summarize_scaling(
         "gpus_mean": spent / seconds if seconds else 0.0,
         "ups": kinds.count("up"),
         "downs": kinds.count("down"),
-        "reversals": sum(a != b for a, b in pairwise(kinds)),
+        "reversals": _reversals(scaling.decisions),
         "decisions_settled": len(settled),
         "bad_share": _bad(out, out.counted),
         "bad_share_outside": _bad(out, out.counted & ~starting),
@@ -65,6 +65,13 @@ def summarize_scaling(
             "bad": [sample.late + sample.dropped for sample in samples],
         },
     }
+
+
+def _reversals(decisions: list[dict[str, Any]]) -> int:
+    by_shard: dict[str, list[str]] = {}
+    for decision in decisions:
+        by_shard.setdefault(decision.get("shard", ""), []).append(decision["kind"])
+    return sum(a != b for kinds in by_shard.values() for a, b in pairwise(kinds))
 
 
 def _bad(out: Outcomes, which: Any) -> float:

@@ -112,3 +112,15 @@ class EpochConfig(_Section):
     grace_s: Pause = 2.0
     patience_s: Seconds = 10.0
     time_limit_s: Seconds = 10.0
+
+
+def planned_headroom(headroom: float, autoscale: AutoscaleConfig | None) -> float:
+    """The share of GPU time that plans may use while an autoscaler decides how many GPUs there are.
+
+    Its room is the room for bursts: planned with less than what it lets GPUs be used, the load would have no
+    place on the GPUs that it leaves.
+
+    Args:
+        headroom: as configured. autoscale: what decides about the number of GPUs, if anything does.
+    """
+    return headroom if autoscale is None else max(headroom, autoscale.up)

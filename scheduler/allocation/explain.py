@@ -34,7 +34,7 @@ def report(
     cluster = problem.cluster
     shards, names = cluster.shards, [model.name for model in cluster.models]
     needed = gpus_needed(problem, best)
-    gaps = _gaps(bound, best, needed, problem.shards)
+    gaps = _gaps(problem, bound, best, needed)
     gap = max(gaps.values())
     status: Status = "optimal" if gap <= mip_gap else "feasible"
     if best.unserved:
@@ -87,12 +87,14 @@ def gpus_needed(problem: Problem, best: Division) -> int:
     return best.total + math.ceil(short / problem.headroom - EPSILON)
 
 
-def _gaps(bound: Bound, best: Division, needed: int, shards: int) -> dict[str, float]:
+def _gaps(problem: Problem, bound: Bound, best: Division, needed: int) -> dict[str, float]:
     """Relative distance from the bound for each objective, in their order."""
     if best.missed > EPSILON:
         return {"unserved load": _gap(best.missed, bound.unserved)}
-    peak = max(bound.peak, bound.work / max(1, min(shards, best.total)))
-    return {"GPUs": _gap(float(needed), float(bound.gpus)), "balance": _gap(best.peak, peak)}
+    used = min(problem.shards, sum(problem.count) if problem.slack else best.total)
+    peak = max(bound.peak, bound.work / max(1, used))
+    gpus = float(max(bound.gpus, needed - problem.slack))
+    return {"GPUs": _gap(gpus, float(bound.gpus)), "balance": _gap(best.peak, peak)}
 
 
 def _gap(value: float, floor: float) -> float:

@@ -48,13 +48,13 @@ def greedy(problem: Problem, bound: Bound, clock: Clock) -> Division:
     for pack_all in (_by_type, _mixed):
         for placement in pack_all(problem, bound):
             division = divide(problem, placement, clock)
-            if best is None or division.better(best, math.floor(EVEN * bound.gpus)):
+            if best is None or division.better(best, max(problem.slack, math.floor(EVEN * bound.gpus))):
                 best = division
             near = best.peak <= bound.peak * (1 + ENOUGH)
-            if best.missed <= bound.unserved + EPSILON and best.total <= bound.gpus and near:
+            if best.missed <= bound.unserved + EPSILON and best.total <= bound.gpus + problem.slack and near:
                 return best
         good = best is not None and best.missed <= bound.unserved * (1 + ENOUGH) + EPSILON
-        if best is not None and good and best.total <= bound.gpus * (1 + ENOUGH):
+        if best is not None and good and best.total <= bound.gpus * (1 + ENOUGH) + problem.slack:
             break
     return best if best is not None else divide(problem, {}, clock)
 
@@ -90,7 +90,7 @@ def _by_type(problem: Problem, bound: Bound) -> Iterator[Placement]:
                     items += _items(
                         problem, m, t, home[t], problem.parts[m] if split and whole else 1, served
                     )
-            pack(problem, items, list(range(first, first + number)), problem.room[t], placement)
+            pack(problem, items, list(range(first, first + number)), t, placement)
             first += number
         _complete(problem, placement)
         yield placement
@@ -129,7 +129,8 @@ def _mixed(problem: Problem, bound: Bound) -> Iterator[Placement]:
     used = {t for home in homes for t in home}
     if not used:
         return
-    for room in sorted({problem.room[t] for t in used}):
+    rooms = {problem.room[t]: t for t in used}
+    for kind in (rooms[room] for room in sorted(rooms)):
         for split in (False, True):
             if split and max(problem.parts, default=1) == 1:
                 continue
@@ -139,7 +140,7 @@ def _mixed(problem: Problem, bound: Bound) -> Iterator[Placement]:
                     served = sum(bound.flows[m].values())
                     items += _items(problem, m, t, 1.0, problem.parts[m] if split else 1, served)
             placement: Placement = {}
-            pack(problem, items, list(range(problem.shards)), room, placement)
+            pack(problem, items, list(range(problem.shards)), kind, placement, mixed=True)
             _complete(problem, placement)
             yield placement
 
@@ -158,13 +159,23 @@ def _deal(loads: Sequence[float], least: Sequence[int], shards: int) -> list[int
     return number
 
 
-def pack(problem: Problem, items: list[Item], shards: list[int], room: float, placement: Placement) -> None:
-    """Add the items to ``placement`` on those shards: on few GPUs, evenly, within ``room`` MB per shard.
+def pack(
+    problem: Problem,
+    items: list[Item],
+    shards: list[int],
+    kind: int,
+    placement: Placement,
+    mixed: bool = False,
+) -> None:
+    """Add the items to ``placement`` on those shards: on few GPUs, evenly, within the type's memory.
 
-    An item that finds no memory anywhere is left out.
+    An item that finds no memory anywhere is left out. ``mixed``: on GPUs of any type, with the memory of that
+    one.
     """
     if not items:
         return
+    room = problem.room[kind]
+    there = sum(problem.count) if mixed else problem.count[kind]
     load = sum(item.load for item in items)
     fewest = max(1, math.ceil(load / problem.headroom - EPSILON))
     orders = _orders(items, problem.headroom * fewest / len(shards), room)
@@ -172,7 +183,8 @@ def pack(problem: Problem, items: list[Item], shards: list[int], room: float, pl
     order = orders[0]
     boundless = np.full(len(shards), np.inf)
     if any(_fill(order, boundless, room) is not None for order in orders):
-        for extra in [0, 1, 2, 3, *(2**k for k in range(2, 16))]:
+        free = max(0, min(len(shards) if problem.slack else 0, there - fewest))
+        for extra in [free, 0, 1, 2, 3, *(2**k for k in range(2, 16))]:
             order, chosen = _packed(orders, len(shards), fewest + extra, room, problem.headroom)
             if chosen is not None or extra > len(shards) + len(items):
                 break

@@ -64,11 +64,13 @@ def improve(
     stages = ("missed", "gpus", "peak") if not serve_all else ("gpus", "peak")
     for i, stage in enumerate(stages):
         if stage == "peak":  # no more shards than GPUs carry load
-            bound = bound.raised(stage, bound.work / max(1, min(problem.shards, best.total)))
+            most = sum(problem.count) if problem.slack else best.total
+            bound = bound.raised(stage, bound.work / max(1, min(problem.shards, most)))
         value, floor = _value(best, bound, stage)
         share = clock.left / (len(stages) - i)
         enough = BALANCE_GAP if stage == "peak" and mip.size(problem) > EXACT else gap
-        proven = value <= floor * (1 + enough) + EPSILON
+        slack = problem.slack if stage == "gpus" else 0
+        proven = value <= floor * (1 + enough) + slack + EPSILON
         terms = {
             "missed": lambda: mip.missed(problem, columns),
             "gpus": lambda: mip.gpus(columns),
@@ -78,7 +80,7 @@ def improve(
         if not proven and share > 0.02:
             answer = columns.program.minimize(terms, share, mip.start(problem, columns, best), enough)
             found = mip.read(problem, columns, answer, clock)
-            if found is not None and found.better(best):
+            if found is not None and found.better(best, problem.slack):
                 best = canonical(problem, found)
             if answer.bound == math.inf:
                 # A packing may split a model in other shares than equal parts, and no plan in equal
@@ -86,6 +88,7 @@ def improve(
                 break
             bound = bound.raised(stage, answer.bound + offset)
             value, _ = _value(best, bound, stage)
+        value = max(value, floor + slack)
         mip.limit(columns, terms, value - offset + EPSILON * max(1.0, abs(value)))
     return best, bound
 

@@ -53,6 +53,9 @@ class Problem:
         self.count = [group.count for group in cluster.gpus]
         self.room = [group.memory_mb for group in cluster.gpus]
         self.headroom = cluster.headroom
+        self.slack = self.shards if cluster.spares else 0
+        """GPUs more or less that are no difference: where those to spare are handed out anyway, what the
+        rounding up in each shard takes is not saved by leaving shards empty."""
         self._latency: dict[tuple[int, int], Floats] = {}
         self._work: dict[tuple[int, int, float], tuple[float, int]] = {}
         self.why_not: dict[tuple[int, int], str] = {}

@@ -142,7 +142,10 @@ def test_spare_gpus_are_handed_out_only_on_demand() -> None:
     loose = allocate(replace(what, spares=True))
     assert sum(sum(held.values()) for held in tight.gpus.values()) == tight.gpus_needed
     assert sum(sum(held.values()) for held in loose.gpus.values()) == 32
-    assert loose.gpus_needed == tight.gpus_needed
+    # Rounding up in each shard takes nothing from anybody then: no shard stays empty to save it.
+    assert tight.gpus_needed <= loose.gpus_needed <= tight.gpus_needed + len(loose.gpus)
+    assert all(loose.gpus.values())
+    assert max(loose.utilization.values()) < 1.1 * min(loose.utilization.values())
     assert max(loose.utilization.values()) < max(tight.utilization.values())
 
 

@@ -29,6 +29,7 @@ class World:
         self.now, self.offered = 100 * S, 0
         self.gpus = gpus
         self.plan: ClusterPlan | None = None
+        self.moving = False
 
     def members(self, draining: bool = False) -> dict[str, Member]:
         gpus = [{"number": n, "type": "t"} for n in range(self.gpus)]
@@ -39,7 +40,7 @@ class World:
         self.now += S
         self.offered += rate
         need = rate * 16e-3 / 4
-        share = min(1.0, need / self.gpus)
+        share = min(1.0, need / max(1, self.gpus))
         body = {
             "at": self.now,
             "models": {
@@ -48,7 +49,7 @@ class World:
             "gpu": {"number": list(range(self.gpus)), "busy": [share] * self.gpus},
             **changes,
         }
-        return self.scaling.saw("shard-0", body, self.members(), {"m": MODEL}, self.plan)
+        return self.scaling.saw("shard-0", body, self.members(), {"m": MODEL}, self.plan, self.moving)
 
     def run(self, rate: int, seconds: int = 12) -> list[ScaleDecision]:
         decisions = [self.second(rate) for _ in range(seconds)]
@@ -64,6 +65,25 @@ def test_more_load_asks_for_more_gpus_once() -> None:
     assert (first[0].shard, first[0].leader, first[0].epoch) == ("shard-0", "shard-0", 0)
     world.gpus = first[0].requested["t"]
     assert world.run(800) == []
+
+
+def test_while_a_plan_is_on_its_way_nothing_is_decided_and_afterwards_it_is() -> None:
+    world = World()
+    world.moving = True
+    assert world.run(800) == []
+    world.moving = False
+    assert [decision.kind for decision in world.run(800, 4)] == ["up"]
+
+
+def test_a_shard_that_a_plan_gives_nothing_to_serve_is_not_filled_up_to_the_minimum() -> None:
+    world = World(gpus=0)
+    stamp = PlanStamp(epoch=1, leader="shard-0")
+    other = Group(shard="shard-1", gpus=[0, 1], models=["m"])
+    world.plan = ClusterPlan(stamp=stamp, at=1, groups=[other], routes={"m": {"shard-1": 1.0}})
+    empty = {"gpu": {"number": [], "busy": []}}
+    assert [world.second(0, **empty) for _ in range(4)] == [None] * 4
+    world.plan = ClusterPlan(stamp=stamp, at=1, groups=[], routes={})
+    assert world.second(0, **empty) is not None  # a cluster without any GPU is another matter
 
 
 def test_gpus_that_a_plan_takes_away_are_not_missed() -> None:

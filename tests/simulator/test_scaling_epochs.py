@@ -49,6 +49,45 @@ def test_gpus_and_models_follow_a_load_that_shifts() -> None:
     assert later == [0] * len(later)  # settled again two epochs after the shift
 
 
+SCALED = {"autoscale": {"max": 12, "startup_s": 10}}
+
+
+def test_a_constant_load_settles_under_epochs_and_autoscaling_together() -> None:
+    results = [run_once(experiment({}, {}, seconds=150, **SCALED), "deferred") for _ in range(2)]
+    scaling = results[0]["scaling"]
+    assert results[0]["epochs"] == results[1]["epochs"]
+    assert scaling == results[1]["scaling"]
+    assert scaling["decisions_settled"] == 0
+    assert [plan["moved"] for plan in results[0]["epochs"][1:]] == [0] * 7
+    assert not any(plan["unserved"] for plan in results[0]["epochs"])
+    assert scaling["over_time"]["gpus_paid"][-1] == sum(results[0]["epochs"][-1]["gpus"].values())
+    assert results[0]["bad_share"] < 0.01
+
+
+def test_gpus_come_for_a_load_that_grows_and_shifts_and_go_with_it() -> None:
+    """One half of the models gets four times the rate, for 100 s; the other half a fifth, for good."""
+    up = {"modulation": {"step": [{"at": 30, "factor": 4.0}, {"at": 130, "factor": 1.0}]}}
+    away = {"modulation": {"step": [{"at": 30, "factor": 0.2}]}}
+    more = {"rate": 150}
+    larger = {"gpus": 20, "autoscale": {"max": 40, "startup_s": 10}}
+    result = run_once(experiment(up | more, away | more, seconds=220, **larger), "deferred")
+    scaling, plans = result["scaling"], result["epochs"]
+    over = scaling["over_time"]
+    first = next(decision for decision in scaling["decisions"] if decision["kind"] == "up")
+    assert 30 < first["at_s"] <= 40
+    at = over["seconds"].index(first["at_s"])
+    # Start-up, and what the plan has it hold: one to four models, 2 s each.
+    assert max(over["gpus_ready"][at : at + 12]) <= over["gpus_ready"][at]
+    assert max(over["gpus_ready"][at : at + 30]) > over["gpus_ready"][at]
+    assert max(over["gpus_paid"]) > 25
+    assert over["gpus_paid"][-1] <= 13
+    bad, offered = over["bad"], over["offered"]
+    assert sum(bad[95:125]) < 0.01 * sum(offered[95:125])
+    assert sum(bad[170:]) < 0.01 * sum(offered[170:])
+    assert sum(plan["moved"] for plan in plans[-2:]) == 0
+    assert result["offered"] == result["good"] + result["late"] + result["dropped"]
+
+
 def test_what_has_no_room_is_said_and_the_rest_is_served() -> None:
     big = {"memory_mb": 20_000}
     gpus = [{"type": "x", "count": 8, "memory_mb": 16_000}]
@@ -59,8 +98,8 @@ def test_what_has_no_room_is_said_and_the_rest_is_served() -> None:
 
 
 def test_what_cannot_be_run_is_refused() -> None:
-    with pytest.raises(ExperimentError, match="shards: not together with autoscale"):
-        experiment({}, {}, autoscale={"max": 10})
+    with pytest.raises(ExperimentError, match=r"gpus: 8 at the start: expected 1 … 6, the limits"):
+        experiment({}, {}, autoscale={"max": 3})
     with pytest.raises(ExperimentError, match=r"shards\.count"):
         experiment({}, {}, shards={"count": 0})
     with pytest.raises(ExperimentError, match="shards need a policy of the core"):
