@@ -49,11 +49,12 @@ def test_gpus_and_models_follow_a_load_that_shifts() -> None:
     assert later == [0] * len(later)  # settled again two epochs after the shift
 
 
-SCALED = {"autoscale": {"max": 12, "startup_s": 10}}
+SCALED = {"gpus": 20, "autoscale": {"max": 40, "startup_s": 10}}
+MORE = {"rate": 150}
 
 
 def test_a_constant_load_settles_under_epochs_and_autoscaling_together() -> None:
-    results = [run_once(experiment({}, {}, seconds=150, **SCALED), "deferred") for _ in range(2)]
+    results = [run_once(experiment(MORE, MORE, seconds=150, **SCALED), "deferred") for _ in range(2)]
     scaling = results[0]["scaling"]
     assert results[0]["epochs"] == results[1]["epochs"]
     assert scaling == results[1]["scaling"]
@@ -68,9 +69,7 @@ def test_gpus_come_for_a_load_that_grows_and_shifts_and_go_with_it() -> None:
     """One half of the models gets four times the rate, for 100 s; the other half a fifth, for good."""
     up = {"modulation": {"step": [{"at": 30, "factor": 4.0}, {"at": 130, "factor": 1.0}]}}
     away = {"modulation": {"step": [{"at": 30, "factor": 0.2}]}}
-    more = {"rate": 150}
-    larger = {"gpus": 20, "autoscale": {"max": 40, "startup_s": 10}}
-    result = run_once(experiment(up | more, away | more, seconds=220, **larger), "deferred")
+    result = run_once(experiment(up | MORE, away | MORE, seconds=220, **SCALED), "deferred")
     scaling, plans = result["scaling"], result["epochs"]
     over = scaling["over_time"]
     first = next(decision for decision in scaling["decisions"] if decision["kind"] == "up")
