@@ -22,7 +22,7 @@ from scheduler.census import SECOND, Census
 from scheduler.targets import as_it_is, describe, target_of
 from scheduler.transition import Facts, Target, Transition, groups_of, uses_of
 from symphony.control import Member, ModelSpec
-from symphony.plans import ClusterPlan, Group, PlanStamp
+from symphony.plans import ClusterPlan, Failure, Group, PlanStamp
 from symphony.scaling import EpochConfig
 
 ANSWER_NS: Final = 2 * SECOND
@@ -34,6 +34,8 @@ FORGET: Final = 10
 LONGEST_NS: Final = 30 * SECOND
 """A plan that has been on its way for so long holds nothing else up any more."""
 NOTE: Final = 2_000
+MOST_FAILURES: Final = 10_000
+"""That a plan carries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,7 @@ class Epochs:
         if view.broker != self._broker:  # it has restarted and may know no plan
             self._broker = view.broker
             return self._offer(now, plan, plan.stamp)
+        self._recall(plan)
         actions: list[Action] = []
         why = self._why(now, plan, facts)
         if why:
@@ -244,7 +247,17 @@ class Epochs:
     def _revise(
         self, now: int, plan: ClusterPlan, stamp: PlanStamp, groups: list[Group], routes: Any
     ) -> list[Action]:
-        revised = ClusterPlan(stamp=stamp, at=now, groups=groups, routes=routes, note=self._note[:NOTE])
+        revised = ClusterPlan(
+            stamp=stamp,
+            at=now,
+            groups=groups,
+            routes=routes,
+            note=self._note[:NOTE],
+            failures=[
+                Failure(model=model, gpu=gpu, epoch=epoch)
+                for (model, gpu), epoch in sorted(self._forbidden.items())[:MOST_FAILURES]
+            ],
+        )
         return self._offer(now, revised, plan.stamp)
 
     # -- when ------------------------------------------------------------------------------------
@@ -278,12 +291,18 @@ class Epochs:
     def _rates(self, facts: Facts) -> dict[str, float]:
         return self.census.rates({model for models in facts.takes.values() for model in models})
 
-    def _note_failures(self, plan: ClusterPlan, facts: Facts) -> None:
-        """What could not be loaded, until it is forgotten; ``_failed``: since the last plan."""
-        epoch = plan.stamp.epoch
+    def _recall(self, plan: ClusterPlan) -> None:
+        """What could not be loaded, also under earlier leaders, until it is forgotten."""
+        known = {(failure.model, failure.gpu): failure.epoch for failure in plan.failures}
         self._forbidden = {
-            what: learned for what, learned in self._forbidden.items() if epoch - learned < FORGET
+            what: learned
+            for what, learned in (known | self._forbidden).items()
+            if plan.stamp.epoch - learned < FORGET
         }
+
+    def _note_failures(self, plan: ClusterPlan, facts: Facts) -> None:
+        """What members say they could not load; ``_failed``: since the last plan."""
+        epoch = plan.stamp.epoch
         new = {(model, gpu.type) for gpu in set(facts.gpus.values()) for model in gpu.failed}
         new -= self._forbidden.keys()
         self._failed |= new

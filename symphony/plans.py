@@ -62,8 +62,18 @@ class Group(_Message):
     active: bool = True
 
 
+class Failure(_Message):
+    """A worker could not load ``model`` on a GPU of type ``gpu`` in epoch ``epoch``."""
+
+    model: Name
+    gpu: Annotated[str, Field(max_length=128)]
+    epoch: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+
+
 class ClusterPlan(_Message):
     """See the module's text. ``at``: cluster time, ns. ``note``: for a person.
+
+    ``failures``: what could not be loaded lately, so that another leader does not try it at once.
 
     ``routes``: for each model the weights of the shards that serve it. A model without a route goes to
     every shard that announces it.
@@ -74,6 +84,7 @@ class ClusterPlan(_Message):
     groups: list[Group] = []
     routes: dict[Name, dict[Name, Weight]] = {}
     note: Annotated[str, Field(max_length=2_000)] = ""
+    failures: Annotated[list[Failure], Field(max_length=10_000)] = []
 
     @model_validator(mode="after")
     def _disjoint(self) -> ClusterPlan:

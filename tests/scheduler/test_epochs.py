@@ -235,6 +235,29 @@ def test_what_a_worker_cannot_load_is_not_planned_there_again() -> None:
     assert any(victim in reason for reason in epoch["reasons"])
 
 
+def test_another_leader_knows_what_could_not_be_loaded_and_it_is_forgotten_in_the_end() -> None:
+    world = World()
+    world.run(12)
+    victim = next(m for m in MODELS if world.shards_of(m))
+    for name in ("worker-0", "worker-1"):
+        world.change(name, failed={victim: "out of memory"})
+    world.run(5)
+    # Nobody is told to hold it, so no worker says any more that it cannot.
+    for name in ("worker-0", "worker-1"):
+        world.change(name, failed={})
+    del world.members["shard-0"]
+    told = len(world.told)
+    world.run(15)
+    assert world.plan.stamp.leader == "shard-1"
+    assert [(failure.model, failure.gpu) for failure in world.plan.failures] == [(victim, "t")]
+    epochs = [event for event in world.told[told:] if event["what"] == "epoch"]
+    assert epochs
+    assert all(victim in event["unserved"] for event in epochs)
+    world.run(120)
+    assert world.plan.failures == []
+    assert [event for event in world.told if event["what"] == "epoch"][-1]["unserved"] == {}
+
+
 def test_a_failing_allocator_is_told_and_the_plan_stays() -> None:
     world = World()
     world.run(12)
