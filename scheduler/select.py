@@ -38,7 +38,7 @@ def compiled_core() -> type[PythonCore] | None:
     modules = {path.name.split(".")[0]: path.stat().st_mtime for path in (here / "compiled").glob("*.so")}
     built = min(modules.values())
     sources = [*(here / "core").glob("*.py"), *(here / "compiled").glob("*.pxd")]
-    sources = [path for path in sources if path.stem in modules]
+    sources = [path for path in sources if path.stem in modules or path.suffix == ".pxd"]
     newest = max(sources, key=lambda path: path.stat().st_mtime)
     if newest.stat().st_mtime > built + UNPACKING_S:
         _log.warning(

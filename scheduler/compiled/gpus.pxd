@@ -1,5 +1,6 @@
 cimport cython
 from scheduler.compiled.heap cimport Heap
+from scheduler.compiled.numbers cimport Numbers
 from scheduler.compiled.limits cimport ABSENT, DEPTH, DRAINING, LIVE
 
 
@@ -34,34 +35,36 @@ cdef class Gpus:
     cpdef reserve_models(self, long long models)
     cpdef _fill_holds(self)
     cpdef long long class_of(self, long long gpu_type, models) except -1
-    @cython.locals(heap=Heap, idle=Heap, busy=Heap)
+    @cython.locals(heap=Heap, idle=Numbers, busy=Heap)
     cpdef join(self, long long gpu, long long c, long long now)
     cpdef leave(self, long long gpu)
     cpdef drain(self, long long gpu)
     cpdef move(self, long long gpu, long long c, long long now)
-    @cython.locals(heap=Heap, idle=Heap, busy=Heap)
+    @cython.locals(heap=Heap, idle=Numbers, busy=Heap)
     cdef void _unlist(self, long long gpu) noexcept
-    @cython.locals(heap=Heap, idle=Heap, busy=Heap)
+    @cython.locals(heap=Heap, idle=Numbers, busy=Heap)
     cdef void _list(self, long long gpu, long long now) noexcept
-    @cython.locals(heap=Heap, idle=Heap, busy=Heap)
+    @cython.locals(heap=Heap, idle=Numbers, busy=Heap)
     cpdef void settle(self, long long now) noexcept
     cpdef bint overdue(self, long long gpu, long long now) noexcept
-    @cython.locals(heap=Heap, idle=Heap, busy=Heap)
+    @cython.locals(heap=Heap, idle=Numbers, busy=Heap)
     cpdef long long pick(self, long long now, long long model, long long reach, long long tried) noexcept
+    @cython.locals(idle=Numbers)
+    cdef long long _first_idle(self, long long c, long long now) noexcept
     cdef void _skip_overdue(self, Heap heap, long long now) noexcept
     cpdef bint claim(self, long long model, long long tried) noexcept
     cpdef void release(self) noexcept
-    @cython.locals(heap=Heap)
+    @cython.locals(idle=Numbers)
     cpdef set_aside(self, long long gpu)
-    @cython.locals(heap=Heap, entry="long long", gpu="long long")
+    @cython.locals(heap=Heap, idle=Numbers, entry="long long", gpu="long long")
     cpdef restore(self)
-    @cython.locals(heap=Heap, idle=Heap, busy=Heap)
+    @cython.locals(heap=Heap, idle=Numbers, busy=Heap)
     cpdef long long taker_type(self, long long now, long long model, long long tried) noexcept
-    @cython.locals(heap=Heap, idle=Heap, busy=Heap)
+    @cython.locals(heap=Heap, idle=Numbers, busy=Heap)
     cpdef long long next_free(self, long long model, long long after) noexcept
     cpdef bint room(self, long long now, long long model, long long guard) noexcept
-    @cython.locals(heap=Heap)
+    @cython.locals(heap=Heap, idle=Numbers)
     cpdef long long free_by(self, long long now, long long model, long long until, long long enough) noexcept
-    @cython.locals(heap=Heap, idle=Heap, busy=Heap)
+    @cython.locals(heap=Heap, idle=Numbers, busy=Heap)
     cpdef void take(self, long long gpu, long long batch, long long exec_at, long long length) noexcept
     cpdef bint give_back(self, long long gpu, long long batch, long long finished, long long now) noexcept

@@ -2,6 +2,7 @@ cimport cython
 from scheduler.compiled.heap cimport Heap
 from scheduler.compiled.meter cimport Meter
 from scheduler.compiled.models cimport Models
+from scheduler.compiled.numbers cimport Numbers
 from scheduler.compiled.policies cimport Policy
 from scheduler.compiled.queues cimport Queues
 from scheduler.compiled.limits cimport (
@@ -41,8 +42,8 @@ cdef class Lanes:
     cdef public long long[::1] lane_open
     cdef public Heap pending
     cdef public list ready
-    cdef public Heap touched
-    cdef public Heap fresh
+    cdef public Numbers touched
+    cdef public Numbers fresh
     cdef public long long[::1] rows
 
     @cython.locals(ready=Heap)

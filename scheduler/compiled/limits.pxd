@@ -25,6 +25,7 @@ cdef extern from *:
     #define SYMPHONY_APART ((long long){20})
     #define SYMPHONY_LARGE_RING ((long long){512})
     #define SYMPHONY_AHEAD ((long long){32})
+    #define SYMPHONY_MOST_FETCHED ((long long){128})
     #define SYMPHONY_FIELDS ((long long){8})
     #define SYMPHONY_UNTIL ((long long){0})
     #define SYMPHONY_STOP ((long long){1})
@@ -64,6 +65,7 @@ cdef extern from *:
     long long APART "SYMPHONY_APART"
     long long LARGE_RING "SYMPHONY_LARGE_RING"
     long long AHEAD "SYMPHONY_AHEAD"
+    long long MOST_FETCHED "SYMPHONY_MOST_FETCHED"
     long long FIELDS "SYMPHONY_FIELDS"
     long long UNTIL "SYMPHONY_UNTIL"
     long long STOP "SYMPHONY_STOP"

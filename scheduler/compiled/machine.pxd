@@ -2,6 +2,7 @@ cimport cython
 from scheduler.compiled.gpus cimport Gpus
 from scheduler.compiled.heap cimport Heap
 from scheduler.compiled.models cimport Models
+from scheduler.compiled.numbers cimport Numbers
 from scheduler.compiled.queues cimport Queues
 from scheduler.compiled.fleet cimport Fleet
 from scheduler.compiled cimport plain
@@ -14,7 +15,7 @@ from scheduler.compiled.limits cimport (
 cdef class Core(Fleet):
     @cython.locals(
         m="const unsigned int[::1]", d="const long long[::1]", k="const unsigned long long[::1]",
-        p="const unsigned char[::1]", touched=Heap, queues=Queues, which="long long", due="long long",
+        p="const unsigned char[::1]", touched=Numbers, queues=Queues, which="long long", due="long long",
         ident="unsigned long long", rank="long long", slot="long long", fresh=bint, i="long long",
         n="long long", row="long long", tail="long long", start="long long", end="long long",
         moves="long long", lane="long long",

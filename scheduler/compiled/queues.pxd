@@ -1,6 +1,7 @@
 cimport cython
+from scheduler.compiled cimport plain
 from scheduler.compiled.limits cimport (
-    APART, BASE, FIELDS, FIRST, HEAD, LARGE_RING, LAST, MASK, PLAIN, SMALLEST_RING, STOP, TAIL, UNTIL,
+    APART, BASE, FIELDS, FIRST, HEAD, LARGE_RING, LAST, MASK, MOST_FETCHED, PLAIN, SMALLEST_RING, STOP, TAIL, UNTIL,
 )
 
 
@@ -20,6 +21,8 @@ cdef class Queues:
     cpdef void push(self, long long lane, long long deadline, unsigned long long key) except *
     cpdef void pop(self, long long lane, long long n) except *
     cpdef long long at(self, long long lane, long long i) noexcept
+    @cython.locals(i="long long", end="long long", head="long long", mask="long long", base="long long")
+    cpdef void fetch(self, long long lane) noexcept
     @cython.locals(
         slot="long long", i="long long", head="long long", mask="long long", base="long long", first="long long",
         some="long long",

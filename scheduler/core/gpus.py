@@ -2,9 +2,8 @@
 # cython: annotation_typing=False, infer_types=True
 """The GPUs of a sub-cluster: which are idle, when the busy ones are free, what is still out.
 
-GPUs that have the same type and hold the same models form a class. Each class keeps its idle GPUs
-ordered by number and its busy ones by predicted free time, so the common case of one class costs
-one look at the top of a heap, whatever the number of GPUs.
+GPUs that have the same type and hold the same models form a class. Each class keeps its idle GPUs by
+number and its busy ones by predicted free time: one class costs one look, whatever the number of GPUs.
 """
 
 from __future__ import annotations
@@ -14,10 +13,11 @@ from array import array
 from .columns import widen
 from .heap import Heap
 from .limits import ABSENT, DEPTH, DRAINING, LIVE
+from .numbers import Numbers
 
 
 class Gpus:
-    """Memory: about 150 bytes per GPU, and 48 per GPU and class."""
+    """Memory: about 150 bytes per GPU, and 24 per GPU and class."""
 
     def __init__(self, overdue_ns: int = 0) -> None:
         self.capacity = 0
@@ -39,7 +39,7 @@ class Gpus:
         self.class_models: list[frozenset[int] | None] = []
         self.models = 0
         self.holds = array("b")
-        self.idle: list[Heap] = []
+        self.idle: list[Numbers] = []
         self.busy: list[Heap] = []
         self.claimed = array("b")
         self.aside: list[int] = []
@@ -96,7 +96,7 @@ class Gpus:
         self.class_live = widen("q", self.class_live, 1, 0)
         self.class_models.append(models)
         self.claimed = widen("b", self.claimed, 1)
-        self.idle.append(Heap(self.capacity))
+        self.idle.append(Numbers(self.capacity))
         self.busy.append(Heap(self.capacity))
         self._fill_holds()
         return self.classes - 1
@@ -112,8 +112,7 @@ class Gpus:
         self.margin[gpu] = 0
         self.out_count[gpu] = 0
         self.out_head[gpu] = 0
-        heap = self.idle[c]
-        heap.put(gpu, gpu)
+        self._list(gpu, now)
 
     def leave(self, gpu: int) -> None:
         """Forget the GPU and what is out on it."""
@@ -144,25 +143,25 @@ class Gpus:
 
     def _unlist(self, gpu: int) -> None:
         c = self.cls[gpu]
-        heap = self.idle[c]
-        heap.discard(gpu)
-        heap = self.busy[c]
-        heap.discard(gpu)
+        idle = self.idle[c]
+        idle.discard(gpu)
+        busy = self.busy[c]
+        busy.discard(gpu)
 
     def _list(self, gpu: int, now: int) -> None:
         c = self.cls[gpu]
         if self.state[gpu] != LIVE or self.stuck[gpu]:
             return
         if self.free_at[gpu] <= now:
-            heap = self.busy[c]
-            heap.discard(gpu)
-            heap = self.idle[c]
-            heap.put(gpu, gpu)
+            busy = self.busy[c]
+            busy.discard(gpu)
+            idle = self.idle[c]
+            idle.put(gpu)
         else:
-            heap = self.idle[c]
-            heap.discard(gpu)
-            heap = self.busy[c]
-            heap.put(gpu, self.free_at[gpu])
+            idle = self.idle[c]
+            idle.discard(gpu)
+            busy = self.busy[c]
+            busy.put(gpu, self.free_at[gpu])
 
     def settle(self, now: int) -> None:
         """Busy GPUs whose predicted free time has come become idle."""
@@ -172,7 +171,7 @@ class Gpus:
                 gpu = busy.ids[0]
                 busy.discard(gpu)
                 idle = self.idle[c]
-                idle.put(gpu, gpu)
+                idle.put(gpu)
 
     def overdue(self, gpu: int, now: int) -> bool:
         """Whether the oldest batch that is out should have been reported long ago."""
@@ -180,6 +179,17 @@ class Gpus:
             return False
         i = gpu * DEPTH + self.out_head[gpu]
         return now - (self.out_exec[i] + self.out_len[i]) > self.overdue_ns
+
+    def _first_idle(self, c: int, now: int) -> int:
+        """The lowest-numbered idle GPU, -1 without one; those that are overdue leave the class first."""
+        idle = self.idle[c]
+        while idle.size > 0:
+            gpu = idle.first()
+            if not self.overdue(gpu, now):
+                return gpu
+            self.stuck[gpu] = 1
+            idle.discard(gpu)
+        return -1
 
     def _skip_overdue(self, heap: Heap, now: int) -> None:
         """Take GPUs whose oldest batch is overdue from the top of the heap until they report."""
@@ -197,10 +207,9 @@ class Gpus:
         best = -1
         for c in range(self.classes):
             if self.holds[c * self.models + model] and (tried >> self.class_type[c]) & 1 == 0:
-                heap = self.idle[c]
-                self._skip_overdue(heap, now)
-                if heap.size > 0 and (best < 0 or heap.ids[0] < best):
-                    best = heap.ids[0]
+                gpu = self._first_idle(c, now)
+                if gpu >= 0 and (best < 0 or gpu < best):
+                    best = gpu
         if best >= 0:
             return best
         free = 0
@@ -240,8 +249,8 @@ class Gpus:
 
     def set_aside(self, gpu: int) -> None:
         """:meth:`pick` passes the GPU over until :meth:`restore`."""
-        heap = self.idle[self.cls[gpu]]
-        self.aside.append(2 * gpu + heap.has(gpu))
+        idle = self.idle[self.cls[gpu]]
+        self.aside.append(2 * gpu + idle.has(gpu))
         self._unlist(gpu)
 
     def restore(self) -> None:
@@ -250,8 +259,8 @@ class Gpus:
             entry = self.aside.pop()
             gpu = entry >> 1
             if entry & 1:
-                heap = self.idle[self.cls[gpu]]
-                heap.put(gpu, gpu)
+                idle = self.idle[self.cls[gpu]]
+                idle.put(gpu)
             else:
                 heap = self.busy[self.cls[gpu]]
                 heap.put(gpu, self.free_at[gpu])
@@ -265,10 +274,9 @@ class Gpus:
         kind = -1
         for c in range(self.classes):
             if self.holds[c * self.models + model] and (tried >> self.class_type[c]) & 1 == 0:
-                heap = self.idle[c]
-                self._skip_overdue(heap, now)
-                if heap.size > 0 and (best < 0 or heap.ids[0] < best):
-                    best = heap.ids[0]
+                gpu = self._first_idle(c, now)
+                if gpu >= 0 and (best < 0 or gpu < best):
+                    best = gpu
                     kind = self.class_type[c]
         if best >= 0:
             return kind
@@ -322,12 +330,16 @@ class Gpus:
         for c in range(self.classes):
             if self.holds[c * self.models + model] == 0:
                 continue
-            heap = self.idle[c]
+            idle = self.idle[c]
+            if self.overdue_ns == 0:
+                found = min(enough, found + idle.size)
+            else:
+                gpu = idle.next(0)
+                while gpu >= 0 and found < enough:
+                    if not self.overdue(gpu, now):
+                        found += 1
+                    gpu = idle.next(gpu + 1)
             i = 0
-            while i < heap.size and found < enough:
-                if not self.overdue(heap.ids[i], now):
-                    found += 1
-                i += 1
             heap = self.busy[c]
             i = 0
             while found < enough and until > now:  # down the heap, as far as its keys are small enough
@@ -352,8 +364,8 @@ class Gpus:
         self.out_count[gpu] += 1
         self.free_at[gpu] = exec_at + length
         c = self.cls[gpu]
-        heap = self.idle[c]
-        heap.discard(gpu)
+        idle = self.idle[c]
+        idle.discard(gpu)
         heap = self.busy[c]
         if self.out_count[gpu] == DEPTH:
             self.stuck[gpu] = 1

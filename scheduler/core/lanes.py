@@ -33,6 +33,7 @@ from .limits import (
 )
 from .meter import Meter
 from .models import Models
+from .numbers import Numbers
 from .policies import make_policy, make_tuner
 from .queues import Queues
 
@@ -84,8 +85,8 @@ class Lanes:
         self.work = 0
         self.pending = Heap(0)
         self.ready = [Heap(0) for _ in range(PRIORITIES)]
-        self.touched = Heap(0)
-        self.fresh = Heap(0)
+        self.touched = Numbers()
+        self.fresh = Numbers()
         self.rows = array("q", bytes(8 * AHEAD))
 
     def candidate(self, lane: int) -> tuple[str, int, int]:

@@ -40,6 +40,9 @@ LARGE_RING = 512
 AHEAD = 32
 """Requests of a column, a power of two, whose lanes are fetched into the cache at a time."""
 
+MOST_FETCHED = 128
+"""Requests of a lane, four of them in a line, that are fetched when it is about to be served."""
+
 FIELDS = 8
 """A lane's record is one cache line of 64 bytes: what an arrival looks at. Its fields:"""
 UNTIL = 0

@@ -155,12 +155,12 @@ class Core(Fleet):
                     record = queues.record
                     slab = queues.slab
                 if lane >= 0:
-                    self.touched.put(lane, lane)
+                    self.touched.put(lane)
                     self._gather(lane, now)
             start = end
         touched = self.touched
         while touched.size > 0:
-            lane = touched.ids[0]
+            lane = touched.first()
             touched.discard(lane)
             self._reform(lane, now)
         self._run(now)

@@ -15,7 +15,7 @@ def memory(core: Core) -> dict[str, int]:
     per model in Python objects: the contents of its latency tables, shared by models with equal ones.
     """
     gpus = core.gpus
-    lanes = [core.meter, core.models, core.pending, core.touched, *core.ready]
+    lanes = [core.meter, core.models, core.pending, core.touched, core.fresh, *core.ready]
     found = {
         "queued": _bytes(core.queues.slab),
         "models": _bytes(core.queues.record) + sum(map(_columns, lanes)),

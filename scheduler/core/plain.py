@@ -23,6 +23,11 @@ def fetch(column: Any, i: int) -> None:
     """Nothing here. Compiled: begin to bring ``column[i]`` into the cache."""
 
 
+def lowest(word: int) -> int:
+    """Number of the lowest bit that is set in a word, of which there must be one."""
+    return (word & -word).bit_length() - 1
+
+
 def append_calm(
     lanes: Lanes, now: int, farthest: int, last_key: Any, columns: tuple[Any, ...], fresh: bool
 ) -> tuple[Any, ...]:

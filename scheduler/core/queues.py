@@ -15,6 +15,7 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
+from . import plain
 from .columns import widen
 from .limits import (
     APART,
@@ -25,6 +26,7 @@ from .limits import (
     LARGE_RING,
     LAST,
     MASK,
+    MOST_FETCHED,
     SMALLEST_RING,
     STOP,
     TAIL,
@@ -141,6 +143,19 @@ class Queues:
         row = lane * FIELDS
         slot = self.record[row + BASE] + ((self.record[row + HEAD] + i) & self.record[row + MASK])
         return self.slab[2 * slot]
+
+    def fetch(self, lane: int) -> None:
+        """The first requests will be copied soon."""
+        row = lane * FIELDS
+        base = self.record[row + BASE]
+        mask = self.record[row + MASK]
+        head = self.record[row + HEAD]
+        end = self.record[row + TAIL]
+        if end > head + MOST_FETCHED:
+            end = head + MOST_FETCHED
+        if not PLAIN:
+            for i in range(head, end, 4):
+                plain.fetch(self.slab, 2 * (base + (i & mask)))
 
     def copy(self, lane: int, n: int, key: Any, deadline: Any, to: int) -> None:
         """Write the first ``n`` requests into two columns of unsigned numbers, from entry ``to`` on."""

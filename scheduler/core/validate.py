@@ -32,6 +32,7 @@ from .limits import (
     WINDOW,
 )
 from .machine import Core
+from .numbers import Numbers
 
 
 def validate(core: Core) -> None:
@@ -46,6 +47,7 @@ def validate(core: Core) -> None:
     _check_heap(core.pending, "pending")
     for priority in range(PRIORITIES):
         _check_heap(core.ready[priority], f"ready at priority {priority}")
+    assert core.touched.size == core.fresh.size == 0, "lanes were left over after the event"
     _check_queues(core)
     _check_lanes(core)
     _check_meter(core)
@@ -69,6 +71,17 @@ def _check_heap(heap: Heap, name: str) -> None:
     for ident in range(len(heap.place)):
         if ident not in seen:
             assert heap.place[ident] == -1, f"{name}: {ident} has left but is still in the index"
+
+
+def _check_numbers(numbers: Numbers, name: str) -> None:
+    below = {number for number in range(numbers.capacity) if numbers.has(number)}
+    assert numbers.held() == sorted(below), f"{name}: not all are found"
+    assert numbers.size == len(below), f"{name}: {numbers.size} counted, {len(below)} held"
+    for level in range(numbers.levels):
+        words = list(numbers.words[numbers.start[level] : numbers.start[level + 1]])
+        found = {64 * i + bit for i, word in enumerate(words) for bit in range(64) if word >> bit & 1}
+        assert found == below, f"{name}: level {level} does not fit the one below"
+        below = {number >> 6 for number in found}
 
 
 def _check_queues(core: Core) -> None:
@@ -103,7 +116,6 @@ def _check_lanes(core: Core) -> None:
         model = core.lane_model[lane]
         priority = core.lane_priority[lane]
         assert core.lane_of[model * PRIORITIES + priority] == lane, f"lane {lane} is not found by its model"
-        assert not core.touched.has(lane), f"lane {lane} was not formed after an arrival"
         ready = [p for p in range(PRIORITIES) if core.ready[p].has(lane)]
         pending = core.pending.has(lane)
         count = core.queues.count(lane)
@@ -152,7 +164,7 @@ def _check_meter(core: Core) -> None:
 
 def _check_gpus(gpus: Gpus, now: int, batches: int) -> None:
     for c in range(gpus.classes):
-        _check_heap(gpus.idle[c], f"idle GPUs of class {c}")
+        _check_numbers(gpus.idle[c], f"idle GPUs of class {c}")
         _check_heap(gpus.busy[c], f"busy GPUs of class {c}")
     live = [0] * gpus.classes
     there = 0

@@ -101,7 +101,7 @@ class Window(Lanes):
             if ready.size > 0:
                 self._match(priority, now)
         while self.fresh.size > 0:
-            self._pass_over(self.fresh.ids[0], now)
+            self._pass_over(self.fresh.first(), now)
 
     def _pass_over(self, lane: int, now: int) -> None:
         """The lane is ready, and no GPU has taken it: from now on its head may be given up."""
@@ -322,8 +322,9 @@ class Window(Lanes):
             self.lane_stage[lane] = 0
             self.pending.discard(lane)
             ready.put(lane, latest)
+            queues.fetch(lane)
             if not self.lane_waits[lane]:
-                self.fresh.put(lane, lane)
+                self.fresh.put(lane)
             # Where one more would not fit, and the target is reached, more change nothing.
             settled = calm > 0 and size >= target and (full or frontrun < now)
             self._calm(lane, latest if settled else -1, self.max_queue)

@@ -40,6 +40,7 @@ def test_the_compiled_class_is_really_compiled() -> None:
         "gpus",
         "queues",
         "heap",
+        "numbers",
         "meter",
         "models",
         "lanes",

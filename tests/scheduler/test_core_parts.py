@@ -26,6 +26,7 @@ from scheduler.core.limits import (
     SAMPLES,
     SMALLEST_RING,
 )
+from scheduler.core.validate import _check_numbers
 from scheduler.select import compiled_core
 
 FLAVOURS = ["scheduler.core"] + (["scheduler.compiled"] if compiled_core() else [])
@@ -82,6 +83,37 @@ def test_a_heap_with_extreme_keys_and_growth(part: Any) -> None:
     heap.put(999, -(2**63))
     heap.validate()
     assert [heap.ids[0], heap.size, len(heap.place)] == [1, 4, 1000]
+
+
+# --- numbers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("capacity", [1, 64, 65, 4_096, 4_097, 300_000])
+def test_numbers_are_a_sorted_set(part: Any, capacity: int) -> None:
+    """Added and removed in any order, doubly and in vain; there at both ends; found from anywhere on."""
+    rng = random.Random(capacity)
+    numbers = part("numbers").Numbers(capacity)
+    plain: set[int] = set()
+    near = [rng.randrange(capacity) for _ in range(40)] + [0, capacity - 1, capacity // 64 * 64 - 1]
+    for step in range(1_000):
+        number = max(0, min(capacity - 1, rng.choice(near) + rng.randrange(-2, 3)))
+        if rng.random() < (0.7 if step < 500 else 0.3):
+            numbers.put(number)
+            plain.add(number)
+        else:
+            numbers.discard(number)
+            plain.discard(number)
+        assert numbers.size == len(plain)
+        assert numbers.has(number) == (number in plain)
+        if plain:
+            assert numbers.first() == min(plain)
+        start = rng.randrange(capacity + 1)
+        assert numbers.next(start) == min((other for other in plain if other >= start), default=-1)
+    assert numbers.held() == sorted(plain)
+    numbers.reserve(capacity * 70)
+    assert numbers.held() == sorted(plain)
+    assert numbers.next(capacity * 70) == -1
+    _check_numbers(numbers, "numbers")
 
 
 # --- queues ------------------------------------------------------------------------------------
