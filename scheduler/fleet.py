@@ -34,6 +34,8 @@ _log = logging.getLogger(__name__)
 
 MANY_BACK: Final = 4_096
 """Batches that may have come back before they are learned from."""
+LESSONS: Final = 256
+"""Batches that are learned from at a time; of more that have come back, every second, third …"""
 PAUSE_NS: Final = 100_000_000
 """How long a worker whose pipe was full gets nothing."""
 
@@ -351,6 +353,12 @@ class Fleet:
         gpu, ran, failed, started, finished = (
             np.concatenate([part[1][i] for part in parts]).astype(np.int64) for i in range(1, 6)
         )
+        every = -(-gpu.size // LESSONS)
+        some = slice(self._relearned % every, None, every)
+        self._learn(gpu[some], model[some], ran[some], finish_at[some], started[some], finished[some])
+        return Back(model, size, good, failed, started, finished, gpu)
+
+    def _learn(self, gpu: Ids, model: Ids, ran: Ids, finish_at: Ids, started: Ids, finished: Ids) -> None:
         there = self._owner[gpu] >= 0  # of a GPU that has gone since there is nothing to learn
         self.margins.observe(gpu[there], (finished - finish_at)[there])
         kind = self._kind[gpu]
@@ -359,7 +367,6 @@ class Fleet:
         self.slow.observe(gpu[there], took[there], profiled[there])
         typical = ~self.slow.are_slow(gpu)
         self.corrections.observe(model[typical], kind[typical], took[typical], profiled[typical])
-        return Back(model, size, good, failed, started, finished, gpu)
 
     @property
     def slices(self) -> int:

@@ -116,14 +116,19 @@ class Frontends:
         if key.size == 0:
             return
         slots = (key >> np.uint64(wire.SLOT_SHIFT)).astype(np.int64)
+        if (slots == slots[0]).all():  # by far the most frequent case
+            self._answer(now, int(slots[0]), key, status, detail)
+            return
         order = np.argsort(slots, kind="stable")
         edges = np.flatnonzero(np.diff(slots[order])) + 1
         for part in np.split(order, edges):
-            slot = int(slots[part[0]])
-            for at in range(0, part.size, wire.MAX_REQUESTS):
-                some = part[at : at + wire.MAX_REQUESTS]
-                frame = wire.encode_answer(wire.Answer(self._source, key[some], status[some], detail))
-                self._send(now, slot, frame)
+            self._answer(now, int(slots[part[0]]), key[part], status[part], detail)
+
+    def _answer(self, now: int, slot: int, key: U64, status: U8, detail: str | None) -> None:
+        for at in range(0, key.size, wire.MAX_REQUESTS):
+            some = slice(at, at + wire.MAX_REQUESTS)
+            frame = wire.encode_answer(wire.Answer(self._source, key[some], status[some], detail))
+            self._send(now, slot, frame)
 
     def _send(self, now: int, slot: int, frame: bytes) -> None:
         known = self._socks.get(slot)

@@ -58,6 +58,8 @@ MAX_SUBMIT_BYTES: Final = 4 << 20
 SUBMIT_BUFFER: Final = 1 << 20
 SUBMITS_PER_TURN: Final = 300
 """Messages that are read before the shard acts: with a backlog, answers must not wait for all of it."""
+BACKLOG_ROUNDS: Final = 16
+"""So many times as many are read in one turn at most while most of them are refused for their age."""
 WAIT, TIMERS, MEMBERS, COMPLETIONS, SUBMITS, ACT, LEARN = range(7)
 MAX_DONE_BYTES: Final = 8 << 20
 REST_SHARE: Final = 50
@@ -277,7 +279,20 @@ class Shard:
     def _read_submits(self) -> None:
         if self._submit not in self._ready:
             return
-        messages = drain_frames(self._submit, SUBMITS_PER_TURN)
+        for _ in range(BACKLOG_ROUNDS):
+            messages = drain_frames(self._submit, SUBMITS_PER_TURN)
+            requests = self._joined(messages)
+            offered = requests.key.size
+            if offered:
+                now = self.timers.catch_up()
+                if len(messages) == SUBMITS_PER_TURN:
+                    requests = self._shed(now, requests)
+                self.core.submit(now, requests.model, requests.deadline, requests.key, requests.priority)
+            if len(messages) < SUBMITS_PER_TURN or 2 * requests.key.size >= offered:
+                return
+
+    def _joined(self, messages: list[bytes]) -> wire.Submitted:
+        """The requests of these messages that are for us; what is wrong with the others is counted."""
         requests = wire.join_submits(messages, self.membership.me.incarnation)
         for error in requests.errors:
             self.faults.count(f"submit-{error.reason}", error)
@@ -287,16 +302,14 @@ class Shard:
             self._frontends.answer(self.clock.now(), other.key, refused, "the shard has restarted")
         if requests.key.size:
             self.stats.submitted(requests.model, len(self.table.names))
-            now = self.timers.catch_up()
-            if len(messages) == SUBMITS_PER_TURN:
-                requests = self._shed(now, requests)
-            self.core.submit(now, requests.model, requests.deadline, requests.key, requests.priority)
+        return requests
 
     def _shed(self, now: int, requests: wire.Submitted) -> wire.Submitted:
         """With a backlog on the link, refuse what has waited for half of its objective.
 
         Served in the order of arrival, a backlog makes every request late: the shard would work for
-        nothing as long as more is offered than it takes. What is left here still makes good batches.
+        nothing as long as more is offered than it takes. What is left here still makes good batches. While
+        most is refused the link is read on at once, until what comes is young again.
         """
         old = requests.deadline - now < self.table.slo_ns(requests.model.astype(np.int64)) // 2
         if not np.count_nonzero(old):

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from symphony.profile import Profile
 from symphony.wire import I64, MAX_REQUESTS, U64, Plan
+from worker.keyring import KeyRing
 
 REST_SHARE: Final = 5
 """A busy worker's rests, in which plans and ends gather, are at most the shortest batch divided by this."""
@@ -53,7 +54,7 @@ class Ended(NamedTuple):
 class EmulatedGpus:
     """GPUs by their number in the cluster.
 
-    Memory: some 80 bytes and the keys of the largest batch so far, per batch that has not ended.
+    Memory: some 90 bytes per batch that has not ended, and its keys (:class:`~worker.keyring.KeyRing`).
 
     Args:
         profiles: by model; looked up anew after :meth:`changed`.
@@ -69,8 +70,9 @@ class EmulatedGpus:
         self._free_at = np.zeros(0, np.int64)
         self._end = np.full(64, NEVER, np.int64)  # by slot
         self._fields = np.zeros((9, 64), np.int64)  # as in Ended: shard, batch … started, last_due
+        self._start = np.zeros(64, np.int64)  # where its keys begin
         self._order = np.zeros(64, np.int64)
-        self._key = np.zeros((64, 16), np.uint64)
+        self._keys = KeyRing()
         self._shards: list[str] = []
         self._count = 0
         self._out = 0
@@ -119,14 +121,14 @@ class EmulatedGpus:
         gpu, size = plan.gpu[rows].astype(np.int64), plan.size[rows].astype(np.int64)
         started, end = self._run(gpu, lengths, received_ns)
         starts = size.cumsum() - size
-        slot = self._slots(rows.size, int(size.max()))
-        within = np.arange(int(size.sum())) - starts.repeat(size)
         key, deadline = plan.key, plan.deadline
         if rows.size < plan.batch.size:
             before = plan.size.cumsum(dtype=np.int64) - plan.size
-            places = before[rows].repeat(size) + within
+            places = (before[rows] - starts).repeat(size) + np.arange(int(size.sum()))
             key, deadline = key[places], deadline[places]
-        self._key[slot.repeat(size), within] = key
+        first = self._keys.append(key, self._start[self._end < NEVER])
+        slot = self._slots(rows.size)
+        self._start[slot] = first + starts
         self._end[slot] = end
         self._order[slot] = np.arange(self._count, self._count + rows.size)
         known = self._numbers(plan)
@@ -140,7 +142,7 @@ class EmulatedGpus:
             field[slot] = column
         self._count += rows.size
         self._out += rows.size
-        self.requests += int(size.sum())
+        self.requests += key.size
         self._next_end = min(self._next_end, int(end.min()))
 
     def _shard_number(self, shard: str) -> int:
@@ -174,20 +176,16 @@ class EmulatedGpus:
             left = np.delete(left, first)
         return started, end
 
-    def _slots(self, count: int, width: int) -> Column:
-        """Free slots, each with room for ``width`` keys."""
+    def _slots(self, count: int) -> Column:
+        """Free slots."""
         free = np.flatnonzero(self._end == NEVER)
         if free.size < count:
             more = max(count, self._end.size)
             self._end = np.concatenate((self._end, np.full(more, NEVER, np.int64)))
             self._fields = np.concatenate((self._fields, np.zeros((9, more), np.int64)), axis=1)
             self._order = np.concatenate((self._order, np.zeros(more, np.int64)))
-            self._key = np.concatenate((self._key, np.zeros((more, self._key.shape[1]), np.uint64)))
+            self._start = np.concatenate((self._start, np.zeros(more, np.int64)))
             free = np.flatnonzero(self._end == NEVER)
-        if width > self._key.shape[1]:
-            wider = np.zeros((self._end.size, max(width, 2 * self._key.shape[1])), np.uint64)
-            wider[:, : self._key.shape[1]] = self._key
-            self._key = wider
         return free[:count]
 
     def next_wakeup(self) -> int | None:
@@ -212,9 +210,7 @@ class EmulatedGpus:
             some = slots[: max(1, int(np.searchsorted(total, MAX_REQUESTS, "right")))]
             slots = slots[some.size :]
             fields = self._fields[:, some]  # a copy
-            size = fields[SIZE]
-            within = np.arange(int(size.sum())) - (size.cumsum() - size).repeat(size)
-            key = self._key[some.repeat(size), within]
+            key = self._keys.take(self._start[some], fields[SIZE])
             finished = self._end[some]
             self._end[some] = NEVER
             self._fields[0, some] = 0

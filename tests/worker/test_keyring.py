@@ -1,0 +1,51 @@
+"""Keys in a ring: none is lost while it is needed, whatever the order in which batches end."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worker.keyring import KeyRing
+
+NONE = np.zeros(0, np.int64)
+
+
+def keys(first: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    return np.arange(first, first + count, dtype=np.uint64)
+
+
+def test_batches_come_back_in_any_order_across_the_ends_of_the_ring() -> None:
+    ring = KeyRing(8)
+    a = ring.append(keys(0, 5), NONE)
+    b = ring.append(keys(100, 2), np.array([a]))
+    c = ring.append(keys(200, 6), np.array([b]))
+    found = ring.take(np.array([c, b]), np.array([6, 2]))
+    assert found.tolist() == [200, 201, 202, 203, 204, 205, 100, 101]
+
+
+def test_room_is_used_again() -> None:
+    ring = KeyRing(16)
+    for turn in range(100):
+        start = ring.append(keys(turn, 7), NONE)
+        assert ring.take(np.array([start]), np.array([7])).tolist() == list(range(turn, turn + 7))
+    assert ring.room == 16
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 5)), max_size=60))
+def test_what_is_needed_stays(steps: list[tuple[int, int]]) -> None:
+    """Each step adds a batch and ends the batch that lies so many places from the oldest, if there is one."""
+    ring = KeyRing(4)
+    there: list[tuple[int, list[int]]] = []
+    number = 0
+    for size, ends in steps:
+        wanted = list(range(number, number + size))
+        number += size
+        start = ring.append(np.array(wanted, np.uint64), np.array([first for first, _ in there], np.int64))
+        there.append((start, wanted))
+        if ends < len(there):
+            first, expected = there.pop(ends)
+            assert ring.take(np.array([first]), np.array([len(expected)])).tolist() == expected
+    for first, expected in there:
+        assert ring.take(np.array([first]), np.array([len(expected)])).tolist() == expected

@@ -1,0 +1,66 @@
+"""Request keys of many batches, one after another in a ring: those of a plan are copied in one piece."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from symphony.wire import I64, U64
+
+
+class KeyRing:
+    """Keys by their position in the order in which they came; room doubles when more than half is in use.
+
+    Memory: 8 bytes per key, at most four times as many as were ever between the oldest that was still needed
+    and the newest.
+
+    Args:
+        room: keys to begin with, a power of two.
+    """
+
+    def __init__(self, room: int = 1 << 12) -> None:
+        self._keys = np.zeros(room, np.uint64)
+        self._head = 0
+        self._tail = 0
+
+    @property
+    def room(self) -> int:
+        """Keys that there is memory for."""
+        return self._keys.size
+
+    def append(self, keys: U64, needed: I64) -> int:
+        """Take in keys; returns the position of the first.
+
+        Args:
+            keys: in order.
+            needed: positions at which what is still needed begins; looked at only when the ring is full.
+        """
+        if self._head + keys.size - self._tail > self._keys.size:
+            self._tail = int(needed.min()) if needed.size else self._head
+            self._widen(self._head + keys.size - self._tail)
+        start = self._head
+        at = start & (self._keys.size - 1)
+        n = min(keys.size, self._keys.size - at)
+        self._keys[at : at + n] = keys[:n]
+        self._keys[: keys.size - n] = keys[n:]
+        self._head += keys.size
+        return start
+
+    def _widen(self, used: int) -> None:
+        """Room for twice as many as are used; positions stay."""
+        room = self._keys.size
+        while room < 2 * used:
+            room *= 2
+        if room > self._keys.size:
+            places = np.arange(self._tail, self._head)
+            wider = np.zeros(room, np.uint64)
+            wider[places & (room - 1)] = self._keys[places & (self._keys.size - 1)]
+            self._keys = wider
+
+    def take(self, start: I64, size: I64) -> U64:
+        """The keys of batches that begin at these positions, batch after batch."""
+        before = size.cumsum() - size
+        places = (start - before).repeat(size)
+        places += np.arange(places.size)
+        places &= self._keys.size - 1
+        found: U64 = self._keys[places]
+        return found
