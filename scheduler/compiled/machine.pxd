@@ -7,7 +7,7 @@ from scheduler.compiled.queues cimport Queues
 from scheduler.compiled.fleet cimport Fleet
 from scheduler.compiled cimport plain
 from scheduler.compiled.limits cimport (
-    AHEAD, BASE, DUPLICATE, FIELDS, FULL, LAST, MASK, NEVER, OUT_OF_RANGE, PLAIN, PRIORITIES, STOP, TAIL,
+    AHEAD, BASE, DEPTH, DUPLICATE, FIELDS, FULL, LAST, MASK, NEVER, OUT_OF_RANGE, PLAIN, PRIORITIES, STOP, TAIL,
     UNKNOWN, UNSERVED, UNTIL,
 )
 
@@ -18,7 +18,7 @@ cdef class Core(Fleet):
         p="const unsigned char[::1]", touched=Numbers, queues=Queues, which="long long", due="long long",
         ident="unsigned long long", rank="long long", slot="long long", fresh=bint, i="long long",
         n="long long", row="long long", tail="long long", start="long long", end="long long",
-        moves="long long", lane="long long",
+        moves="long long", lane="long long", after="long long",
     )
     cpdef submit(self, long long now, model, deadline, key, priority=*, bint again=*)
     @cython.locals(lane="long long", row="long long")
@@ -35,3 +35,5 @@ cdef class Core(Fleet):
     @cython.locals(ready=Heap, pending=Heap)
     cpdef long long next_wakeup(self) except? -1
     cpdef clear_actions(self)
+    cdef void _foresee_lane(self, long long lane) noexcept
+    cdef void _foresee_gpu(self, long long gpu) noexcept

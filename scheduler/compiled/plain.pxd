@@ -1,3 +1,5 @@
+cimport cython
+
 cdef extern from *:
     """
     #if defined(__GNUC__)
@@ -15,7 +17,14 @@ cdef extern from *:
     void prefetch "SYMPHONY_FETCH"(const void *) noexcept nogil
     int count_zeros "SYMPHONY_LOWEST"(unsigned long long) noexcept nogil
 
+@cython.boundscheck(False)
+@cython.wraparound(False)
 cdef inline void fetch(const unsigned long long[::1] column, long long i) noexcept:
+    prefetch(&column[i])
+
+@cython.boundscheck(False)
+@cython.wraparound(False)
+cdef inline void fetch_signed(const long long[::1] column, long long i) noexcept:
     prefetch(&column[i])
 
 cdef inline long long lowest(unsigned long long word) noexcept:

@@ -21,6 +21,7 @@ from .fleet import Fleet
 from .limits import (
     AHEAD,
     BASE,
+    DEPTH,
     DUPLICATE,
     FIELDS,
     FULL,
@@ -117,7 +118,8 @@ class Core(Fleet):
             end = start + AHEAD
             if end > n:
                 end = n
-            # What these requests will touch is fetched first, so that the waits for memory overlap.
+            # What these requests will touch is fetched first, so that the waits for memory overlap: the
+            # lanes' records, then the slots.
             for i in range(start, end):
                 which = m[i]
                 rank = p[i]
@@ -125,9 +127,14 @@ class Core(Fleet):
                 if which < capacity and rank < PRIORITIES:
                     row = lane_of[which * PRIORITIES + rank] * FIELDS
                     if row >= 0 and not PLAIN:
+                        plain.fetch_signed(record, row)
+                rows[i - start] = row
+            if not PLAIN:
+                for i in range(end - start):
+                    row = rows[i]
+                    if row >= 0:
                         slot = record[row + BASE] + (record[row + TAIL] & record[row + MASK])
                         plain.fetch(slab, 2 * slot)
-                rows[i - start] = row
             for i in range(start, end):
                 row = rows[i - start]
                 due = d[i]
@@ -159,11 +166,30 @@ class Core(Fleet):
                     self._gather(lane, now)
             start = end
         touched = self.touched
-        while touched.size > 0:
-            lane = touched.first()
+        lane = touched.next(0)
+        while lane >= 0:
             touched.discard(lane)
+            after = touched.next(lane)
+            if not PLAIN and after >= 0:
+                self._foresee_lane(after)
             self._reform(lane, now)
+            lane = after
         self._run(now)
+
+    def _foresee_lane(self, lane: int) -> None:
+        """Begin to bring into the cache what forming the lane looks at."""
+        plain.fetch_signed(self.lane_model, lane)
+        plain.fetch_signed(self.lane_priority, lane)
+        plain.fetch_signed(self.lane_target, lane)
+        plain.fetch_signed(self.lane_target_sample, lane)
+        plain.fetch_signed(self.lane_gap, lane)
+        plain.fetch_signed(self.lane_size, lane)
+        plain.fetch_signed(self.lane_head, lane)
+        plain.fetch_signed(self.lane_at, lane)
+        plain.fetch_signed(self.lane_calm, lane)
+        plain.fetch_signed(self.lane_early, lane)
+        plain.fetch_signed(self.lane_open, lane)
+        plain.fetch_signed(self.pending.place, lane)
 
     def arrive(self, now: int, model: int, deadline: int, key: int) -> None:
         """One fresh request of priority 0 arrives: what :meth:`submit` does for columns of one."""
@@ -237,8 +263,21 @@ class Core(Fleet):
             raise ValueError("columns of different lengths")
         now = self._clock(now)
         for i in range(n):
+            if not PLAIN and i + 4 < n and g[i + 4] < self.gpus.capacity:
+                self._foresee_gpu(g[i + 4])
             self._give_back(now, g[i], b[i], f[i])
         self._run(now)
+
+    def _foresee_gpu(self, gpu: int) -> None:
+        """Begin to bring into the cache what a completion looks at."""
+        gpus = self.gpus
+        plain.fetch_signed(gpus.cls, gpu)
+        plain.fetch_signed(gpus.free_at, gpu)
+        plain.fetch_signed(gpus.out_head, gpu)
+        plain.fetch_signed(gpus.out_count, gpu)
+        plain.fetch_signed(gpus.out_batch, gpu * DEPTH)
+        plain.fetch_signed(gpus.out_exec, gpu * DEPTH)
+        plain.fetch_signed(gpus.out_len, gpu * DEPTH)
 
     def report(self, now: int, gpu: int, batch: int, finished: int) -> None:
         """One batch came back: what :meth:`complete` does for columns of one."""

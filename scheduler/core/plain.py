@@ -23,6 +23,10 @@ def fetch(column: Any, i: int) -> None:
     """Nothing here. Compiled: begin to bring ``column[i]`` into the cache."""
 
 
+def fetch_signed(column: Any, i: int) -> None:
+    """The same for a column of signed numbers."""
+
+
 def lowest(word: int) -> int:
     """Number of the lowest bit that is set in a word, of which there must be one."""
     return (word & -word).bit_length() - 1
