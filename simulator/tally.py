@@ -6,9 +6,9 @@ other one was given up. Requests that arrive in the warm-up are simulated and no
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,8 @@ from .processes import Ints
 SHORT = 1 << 32
 """Latencies below, in ns, are kept in 32 bits."""
 BLOCK = 1 << 15
-FINE = 1 << 12
-"""Classes in which a percentile is looked for."""
+CLASSES = 18
+"""Percentiles are looked for in at most 2 to the power of that many classes, over all models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,49 +49,69 @@ class Tally:
         return 1 - int(self.good.sum()) / offered if offered else 0.0
 
     def percentiles(self, shares: Sequence[float]) -> tuple[list[int] | None, list[list[int] | None]]:
-        """In ns, of all models together and of each (None without results): exact, upper neighbours."""
+        """In ns, of all models together and of each (None without results): exact, upper neighbours.
+
+        Counted in classes of model and latency first, so that only what lies in the classes with a
+        percentile is sorted.
+        """
         number = len(self.offered)
-        order = by_model(self.run_model, number)
-        ends = np.cumsum(np.bincount(self.run_model, minlength=number))
-        first = np.cumsum(self.run_size) - self.run_size
-        models: list[list[int] | None] = []
-        most = np.bincount(self.run_model, self.run_size, minlength=number).max(initial=0)
-        numbers = np.arange(int(most))
-        for runs in np.split(order, ends[:-1]):
-            size = self.run_size[runs]
-            n = int(size.sum())
-            places = np.repeat(first[runs] - (np.cumsum(size) - size), size)
-            places += numbers[:n]
-            mine = np.sort(self.latency.take(places))
-            models.append([int(mine[math.ceil(share / 100 * (n - 1))]) for share in shares] if n else None)
-        n = len(self.latency)
-        places_of_all = [math.ceil(share / 100 * (n - 1)) for share in shares]
-        return _selected(self.latency, places_of_all) if n else None, models
+        if not len(self.latency):
+            return None, [None] * number
+        bits = int(self.latency.max()).bit_length()
+        fine = min(bits, max(0, CLASSES - (number - 1).bit_length()))
+        shift = bits - fine
+        counts = np.zeros(number << fine, np.int64)
+        for where, _ in self._classes(fine, shift):
+            np.add.at(counts, where, 1)
+        of_model = counts.reshape(number, -1)
+        up_to = np.cumsum(of_model, axis=1)
+        served = up_to[:, -1]
+        places = np.ceil(np.outer(np.maximum(served - 1, 0), np.array(shares) / 100)).astype(np.int64)
+        which = np.stack([(up_to <= place[:, None]).sum(axis=1) for place in places.T], axis=1)
+        which = np.minimum(which, (1 << fine) - 1)  # of models without results
+        all_up_to = np.cumsum(of_model.sum(axis=0))
+        all_places = np.ceil((len(self.latency) - 1) * (np.array(shares) / 100)).astype(np.int64)
+        all_which = np.searchsorted(all_up_to, all_places, side="right")
+        wanted = np.zeros(of_model.shape, dtype=bool)
+        wanted[np.arange(number)[:, None], which] = True
+        wanted[:, all_which] = True
+        # By model and latency: the class is the upper part of a latency.
+        kept = [
+            (where[chosen] << shift) | (latency[chosen] & ((1 << shift) - 1))
+            for where, latency in self._classes(fine, shift)
+            for chosen in (np.flatnonzero(wanted.ravel().take(where)),)
+        ]
+        keys = np.sort(np.concatenate(kept))
+        begins = np.cumsum(np.where(wanted, of_model, 0).ravel()) - counts
+        rows = np.arange(number)[:, None]
+        below = up_to[rows, which] - of_model[rows, which]
+        at = begins.reshape(of_model.shape)[rows, which] + places - below
+        found = keys.take(at, mode="clip") & ((1 << bits) - 1)
+        values = np.sort(keys & ((1 << bits) - 1))
+        all_found = []
+        for place, cls in zip(all_places.tolist(), all_which.tolist(), strict=True):
+            inside = place - int(all_up_to[cls] - of_model[:, cls].sum())
+            all_found.append(int(values[np.searchsorted(values, cls << shift) + inside]))
+        return all_found, [row if n else None for row, n in zip(found.tolist(), served.tolist(), strict=True)]
+
+    def _classes(self, fine: int, shift: int) -> Iterator[tuple[Ints, npt.NDArray[Any]]]:
+        """In blocks: model and class of each latency as one number, and the latencies."""
+        ends = np.cumsum(self.run_size)
+        cuts = np.unique(np.searchsorted(ends, np.arange(0, len(self.latency), BLOCK), side="right"))
+        first = (self.run_model << fine).astype(np.uint32 if len(self.offered) << fine < SHORT else np.int64)
+        begin = 0
+        for i, j in pairwise([*cuts.tolist(), len(ends)]):
+            end = int(ends[j - 1]) if j else 0
+            latency = self.latency[begin:end]
+            begin = end
+            where = np.repeat(first[i:j], self.run_size[i:j])
+            yield (where + (latency >> shift)).astype(np.int64), latency
 
 
 def by_model(model: npt.NDArray[Any], number: int) -> Ints:
     """Positions, those of model 0 first, each model's in order; for fewer than ``number`` models."""
     small = model.astype(np.uint16) if number <= 1 << 16 else model  # 16 bits are sorted by radix
     return np.argsort(small, kind="stable")
-
-
-def _selected(values: npt.NDArray[Any], places: list[int]) -> list[int]:
-    """The values that would stand at these places if all were sorted.
-
-    Counted in classes first, so that only the classes with those places are sorted.
-    """
-    blocks = [values[i : i + BLOCK] for i in range(0, len(values), BLOCK)]
-    shift = max(0, int(values.max()).bit_length() - (FINE.bit_length() - 1))
-    counts = np.zeros(FINE, np.int64)
-    for block in blocks:
-        counts += np.bincount(block >> shift, minlength=FINE)
-    up_to = np.cumsum(counts)
-    found = []
-    for place in places:
-        which = int(np.searchsorted(up_to, place, side="right"))
-        mine = np.sort(np.concatenate([block[block >> shift == which] for block in blocks]))
-        found.append(int(mine[place - int(up_to[which] - counts[which])]))
-    return found
 
 
 class Counter:
