@@ -26,6 +26,9 @@ cdef class Replay:
     cdef public long long[::1] start
     cdef public long long[::1] end
     cdef public long long events
+    cdef public unsigned int[::1] back_gpu
+    cdef public unsigned long long[::1] back_batch
+    cdef public long long[::1] back_end
 
     cpdef clear(self)
     @cython.locals(
@@ -35,8 +38,12 @@ cdef class Replay:
     cpdef run(self, at, model, deadline, key)
     cpdef until(self, long long now)
     cpdef finish(self)
-    @cython.locals(core=Core, timer="long long", now="long long")
+    @cython.locals(core=Core, timer="long long", now="long long", gpu="long long", first="long long")
     cdef _until(self, long long limit)
-    cdef _report(self, long long now)
+    @cython.locals(first="long long")
+    cdef long long _back(self, long long gpu) except -1
+    cdef long long _due(self, long long end) noexcept
+    @cython.locals(reports=Heap, n="long long", gpu="long long", first="long long")
+    cdef _report_all(self, long long now)
     @cython.locals(actions=Actions)
     cdef _execute(self, long long now)

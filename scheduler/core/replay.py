@@ -3,8 +3,9 @@
 """Drives a core through a column of arrivals in virtual time, with the GPUs behind it.
 
 Events that fall together come in this order: completions, arrivals, timers. Every arrival is
-submitted at its own time, or, where ``tick_ns`` is set, together with the others of its tick at the
-tick's end, as frontends that coalesce would send them.
+submitted at its own time, and every completion reported at its own. Where ``tick_ns`` is set, those of a
+tick come together at its end, as frontends that coalesce send them and as a shard reads what has
+gathered in its sockets once in a turn.
 
 A GPU runs its batches in the order in which they came: a batch starts when it and its inputs have
 arrived and the batch before it has ended; its completion reaches the core ``report_ns`` later.
@@ -34,7 +35,7 @@ class Replay:
         gpus: one more than the largest GPU number.
         control_ns, data_ns: true latencies; the core believes its own.
         report_ns: from a batch's end to the core's notice of it.
-        tick_ns: 0, or the length of the ticks in which arrivals are submitted together.
+        tick_ns: 0, or the length of the ticks whose arrivals and completions come together.
         control_extra: int64 ns, added to the latency of batch i as entry i modulo the number of entries,
             which is a power of two.
         length_ppm: int64, the true length of batch i in millionths of its profile's, in the same way.
@@ -71,6 +72,9 @@ class Replay:
         self.start = array("q", bytes(8 * 256))
         self.end = array("q", bytes(8 * 256))
         self.events = 0
+        self.back_gpu = array("I", bytes(4 * 64))
+        self.back_batch = array("Q", bytes(8 * 64))
+        self.back_end = array("q", bytes(8 * 64))
 
     def clear(self) -> None:
         """Forget what has been read: the core's actions and the columns here."""
@@ -131,7 +135,12 @@ class Replay:
             timer = core.next_wakeup()
             if self.reports.size > 0 and self.reports.keys[0] <= limit and self.reports.keys[0] <= timer:
                 now = self.reports.keys[0]
-                self._report(now)
+                if self.tick > 0:
+                    self._report_all(now)
+                else:
+                    gpu = self.reports.ids[0]
+                    first = self._back(gpu)
+                    core.report(now, gpu, self.out_batch[first], self.out_end[first])
             elif timer < limit:
                 now = timer
                 core.advance(now)
@@ -141,19 +150,43 @@ class Replay:
             if core.actions.dispatched > self.seen:
                 self._execute(now)
 
-    def _report(self, now: int) -> None:
-        """Tell the core of the oldest batch of the GPU whose report is due."""
-        gpu = self.reports.ids[0]
+    def _back(self, gpu: int) -> int:
+        """The oldest batch of a GPU is back; returns where it stands in ``out_batch`` and ``out_end``."""
         first = gpu * DEPTH + self.out_head[gpu]
-        batch = self.out_batch[first]
-        end = self.out_end[first]
         self.out_head[gpu] = (self.out_head[gpu] + 1) % DEPTH
         self.out_count[gpu] -= 1
         if self.out_count[gpu] > 0:
-            self.reports.put(gpu, self.out_end[gpu * DEPTH + self.out_head[gpu]] + self.report)
+            self.reports.put(gpu, self._due(self.out_end[gpu * DEPTH + self.out_head[gpu]]))
         else:
             self.reports.discard(gpu)
-        self.core.report(now, gpu, batch, end)
+        return first
+
+    def _due(self, end: int) -> int:
+        """When the core hears of a batch that ended then."""
+        due = end + self.report
+        if self.tick > 0:
+            due = (due + self.tick - 1) // self.tick * self.tick
+        return due
+
+    def _report_all(self, now: int) -> None:
+        """Tell the core of every batch whose report is due at the end of this tick."""
+        reports = self.reports
+        n = 0
+        while reports.size > 0 and reports.keys[0] <= now:
+            gpu = reports.ids[0]
+            first = self._back(gpu)
+            if n == len(self.back_end):
+                self.back_gpu = widen("I", self.back_gpu, n)
+                self.back_batch = widen("Q", self.back_batch, n)
+                self.back_end = widen("q", self.back_end, n)
+            self.back_gpu[n] = gpu
+            self.back_batch[n] = self.out_batch[first]
+            self.back_end[n] = self.out_end[first]
+            n += 1
+        gpus = memoryview(self.back_gpu)
+        batches = memoryview(self.back_batch)
+        ends = memoryview(self.back_end)
+        self.core.complete(now, gpus[:n], batches[:n], ends[:n])
 
     def _execute(self, now: int) -> None:
         """Run the batches that the last event sent out."""
@@ -177,7 +210,7 @@ class Replay:
             self.out_batch[slot] = batch
             self.out_end[slot] = end
             if self.out_count[gpu] == 0:
-                self.reports.put(gpu, end + self.report)
+                self.reports.put(gpu, self._due(end))
             self.out_count[gpu] += 1
             n = self.batches
             if n == len(self.start):

@@ -77,6 +77,30 @@ def test_coalesced_arrivals_are_decided_at_the_ticks() -> None:
     assert (record.decided >= -(-first // 1_000_000) * 1_000_000).all()
 
 
+def test_completions_are_reported_at_the_ticks_all_of_a_tick_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: list[tuple[int, list[int]]] = []
+
+    class Listening(Core):
+        def complete(self, now: int, gpu: Any, batch: Any, finished: Any) -> None:
+            heard.append((now, list(finished)))
+            super().complete(now, gpu, batch, finished)
+
+    monkeypatch.setattr(engine, "core_class", lambda: Listening)
+    monkeypatch.setattr(engine, "replay_class", lambda: Replay)
+    tick, report = 5_000_000, 100_000
+    experiment = make_experiment(6000, seconds=1, coalesce_us=5000, network={"control_us": 100})
+    pieces = make_arrivals(experiment).pieces()
+    record = run_core(experiment, cluster_of(experiment), "eager", pieces)
+    assert len({now for now, _ in heard}) == len(heard)
+    assert sorted(end for _, ends in heard for end in ends) == sorted(record.end.tolist())
+    for now, ends in heard:
+        assert now % tick == 0
+        assert all(now - tick < end + report <= now for end in ends)
+    assert max(len(ends) for _, ends in heard) > 1
+
+
 class Scripted:
     """Sends a batch per request to GPU 0 and kills what was sent before it."""
 
