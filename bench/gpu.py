@@ -8,8 +8,8 @@ device. Last, a plain PyTorch loop with a fixed batch window gets the same load 
 Per model and SLO: ``goodput_rps``; ``fluid_ideal_rps``, what the measured profile could carry of that mix
 without any randomness or network; ``share``, the one over the other; ``busy_share`` of the device;
 ``predicted_vs_measured_p99``, the 99th percentile over batches of |measured / l(size) - 1|; ``gap_p50_us``,
-the median time from one batch's end to the next one's start, over batches that were planned before that end
-and meant to have started by then; ``plain_loop_goodput_rps``.
+the median time from one batch's end to the next one's start, over batches whose plan was there before that
+end (they start once their inputs are there, too, whatever was predicted); ``plain_loop_goodput_rps``.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def judge(batches: list[Any], tables: dict[str, Profile], seconds: float) -> dic
     gaps = [
         (after[4] - before[5]) / 1e3
         for before, after in pairwise(ran)
-        if max(after[2], after[3]) <= before[5]
+        if after[2] <= before[5]
     ]
     off: dict[str, list[float]] = {}
     for name, size, _, _, started, finished in ran:

@@ -16,11 +16,9 @@ import zmq
 from scheduler.assignment import Assignment, Models
 from scheduler.core.actions import Dispatches
 from scheduler.core.machine import Core
-from scheduler.corrections import Corrections
-from scheduler.margins import Margins
+from scheduler.lessons import Lessons, Ran
 from scheduler.outstanding import Out, Outstanding, Taken
 from scheduler.recent import Ids
-from scheduler.slow import SlowGpus
 from scheduler.table import ModelTable
 from scheduler.workers import Back, Worker
 from symphony import wire
@@ -34,8 +32,6 @@ _log = logging.getLogger(__name__)
 
 MANY_BACK: Final = 4_096
 """Batches that may have come back before they are learned from."""
-LESSONS: Final = 256
-"""Batches that are learned from at a time; of more that have come back, every second, third …"""
 PAUSE_NS: Final = 100_000_000
 """How long a worker whose pipe was full gets nothing."""
 
@@ -67,9 +63,7 @@ class Fleet:
         self.workers: dict[str, Worker] = {}
         self.changed = False
         """Set when GPUs came, went or hold other models; the owner clears it."""
-        self.margins = Margins()
-        self.corrections = Corrections()
-        self.slow = SlowGpus()
+        self.lessons = Lessons(core, table, faults)
         self._shard = shard
         self._bus = bus
         self._waiter = waiter
@@ -85,7 +79,6 @@ class Fleet:
         self._lost: list[Out] = []
         self._back: list[tuple[Taken, wire.Completed]] = []
         self._back_batches = 0
-        self._relearned = 0
 
     # --- who is there ------------------------------------------------------------------------
 
@@ -241,8 +234,7 @@ class Fleet:
         self._lost += self.out.take_gpus(np.array(gpus))
         for gpu in gpus:
             del worker.gpus[gpu]
-            self.margins.forget(gpu)
-            self.slow.forget(gpu)
+            self.lessons.forget(gpu)
             self._core.remove_gpu(now, gpu)
 
     def take_lost(self) -> list[Out]:
@@ -336,7 +328,7 @@ class Fleet:
             return
         if strange.size:
             row = taken.row
-            done = wire.Completed._make([*(column[row] for column in done[:6]), []])
+            done = wire.Completed._make([*(column[row] for column in done[:7]), []])
         self._core.complete(now, done.gpu, done.batch, done.finished)
         self._back.append((taken, done))
         self._back_batches += taken.row.size
@@ -350,50 +342,15 @@ class Fleet:
             return None
         parts, self._back, self._back_batches = self._back, [], 0
         model, size, finish_at, good = (np.concatenate([part[0][i] for part in parts]) for i in range(1, 5))
-        gpu, ran, failed, started, finished = (
-            np.concatenate([part[1][i] for part in parts]).astype(np.int64) for i in range(1, 6)
+        gpu, ran, failed, exec_at, started, finished = (
+            np.concatenate([part[1][i] for part in parts]).astype(np.int64) for i in range(1, 7)
         )
-        every = -(-gpu.size // LESSONS)
-        some = slice(self._relearned % every, None, every)
-        self._learn(gpu[some], model[some], ran[some], finish_at[some], started[some], finished[some])
+        there = self._owner[gpu] >= 0  # of a GPU that has gone since there is nothing to learn
+        columns = (gpu, self._kind[gpu], model, ran, finish_at, exec_at, started, finished)
+        self.lessons.observe(Ran._make(column[there] for column in columns))
         return Back(model, size, good, failed, started, finished, gpu)
 
-    def _learn(self, gpu: Ids, model: Ids, ran: Ids, finish_at: Ids, started: Ids, finished: Ids) -> None:
-        there = self._owner[gpu] >= 0  # of a GPU that has gone since there is nothing to learn
-        self.margins.observe(gpu[there], (finished - finish_at)[there])
-        kind = self._kind[gpu]
-        profiled = self._table.profiled_ns(model, kind, ran)
-        took = finished - started
-        self.slow.observe(gpu[there], took[there], profiled[there])
-        typical = ~self.slow.are_slow(gpu)
-        self.corrections.observe(model[typical], kind[typical], took[typical], profiled[typical])
-
-    @property
-    def slices(self) -> int:
-        """How many calls of :meth:`relearn` cover every GPU and model."""
-        return max(self.margins.slices, self.corrections.slices)
-
-    def relearn(self, now: int, cap_ns: int) -> None:
-        """Give the core the latencies and margins that completions call for, a slice of them at a time."""
-        self._relearned += 1
-        several = max(1, self.slices // self.corrections.slices)
-        for model, gpu_type, factor in self.corrections.changes() if self._relearned % several == 0 else ():
-            _log.info("%s takes %.2f times as long as profiled", self._table.names[model], factor)
-            self._table.correct(now, model, gpu_type, factor)
-        self.slow.sweep()
-        for gpu, margin in self.margins.changes(cap_ns, self.slow):
-            self._core.set_gpu_margin(gpu, margin)
-
-    def relearn_types(self) -> None:
-        """Give the core the median margin of each type's GPUs, and see which are slow."""
+    def gpus(self) -> tuple[Ids, Ids]:
+        """The GPUs that are in the core, and their types."""
         gpus = np.flatnonzero(self._owner >= 0)
-        kinds = self._kind[gpus]
-        for gpu, factor in self.slow.judge(gpus, kinds):
-            if factor is None:
-                _log.info("GPU %d is as fast as the others of its type again", gpu)
-            else:
-                self._faults.count("slow-gpu", f"GPU {gpu} takes {factor:.2f} times as long as its type's")
-        margins = self.margins.of(gpus)
-        for kind in np.flatnonzero(np.bincount(kinds)).tolist():
-            mine = margins[kinds == kind]
-            self._core.set_type_margin(kind, int(np.partition(mine, mine.size // 2)[mine.size // 2]))
+        return gpus, self._kind[gpus]

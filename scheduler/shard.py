@@ -353,8 +353,8 @@ class Shard:
             if back is not None:
                 self.stats.completed(back, len(self.table.names))
         if due:
-            self._learn_at = mono + REPORT_NS // self.fleet.slices
-            self.fleet.relearn(self.timers.now(), self.table.tightest_slo_ns() // GPU_SHARE)
+            self._learn_at = mono + REPORT_NS // self.fleet.lessons.slices
+            self.fleet.lessons.relearn(self.timers.now(), self.table.tightest_slo_ns() // GPU_SHARE)
 
     def _report(self) -> None:
         mono = time.monotonic_ns()
@@ -366,13 +366,15 @@ class Shard:
         self._longest_rest_ns = min(self.settings.rest_ns, slo // REST_SHARE)
         learned = min(int(p99_us * 1e3) + self.clock.uncertainty_ns, slo // TIMER_SHARE)
         self.core.set_margin(max(self.settings.margin_ns, learned))
-        self.fleet.relearn_types()
+        self.fleet.lessons.relearn_types(self.timers.now(), *self.fleet.gpus(), slo // GPU_SHARE)
         gpus = [gpu for worker in self.fleet.workers.values() for gpu in worker.gpus]
-        measured, out = self.fleet.corrections.measured, self.fleet.out.gpus()
+        measured, out = self.fleet.lessons.corrections.measured, self.fleet.out.gpus()
         report = self.stats.report(self.clock.now(), self.core, self.table, gpus, out, measured)
-        report["slow_gpus"] = {str(gpu): round(x, 2) for gpu, x in sorted(self.fleet.slow.factors.items())}
+        slow = self.fleet.lessons.slow.factors
+        report["slow_gpus"] = {str(gpu): round(x, 2) for gpu, x in sorted(slow.items())}
         report["loop"] = self._phases.report()
         report["margin_us"] = self.core.margin / 1e3
+        report["control_us"] = self.core.control / 1e3
         report["faults"] = dict(self.faults.counts)
         self.membership.set_stats(summary(report))
         topic = f"stats.{self.settings.id}".encode()

@@ -167,6 +167,14 @@ class Fleet(Window):
             self._firm_all()
             self.margin = margin_ns
 
+    def set_control(self, now: int, control_ns: int) -> None:
+        """The time from a decision to its arrival at the worker, from now on; candidates are formed anew."""
+        control_ns = _span(control_ns)
+        if self.control != control_ns:
+            now = self._clock(now)
+            self.control = control_ns
+            self._changed(now, True)
+
     def set_type_margin(self, gpu_type: int, margin_ns: int) -> None:
         """A further margin for windows that are formed against GPUs of that type.
 

@@ -57,6 +57,7 @@ class Completed(NamedTuple):
     gpu: U32
     size: U32
     failed: U32
+    exec_at: I64
     started: I64
     finished: I64
     errors: list[WireError]
@@ -138,6 +139,7 @@ _DONE_COLUMNS: Final = (
     (6, U32_TYPE),
     (8, U32_TYPE),
     (9, U32_TYPE),
+    (11, I64_TYPE),
     (12, I64_TYPE),
     (13, I64_TYPE),
 )
@@ -161,6 +163,7 @@ def join_dones(frames: Sequence[bytes]) -> Completed:
         _concatenated([d.gpu for d in done], U32_TYPE),
         _concatenated([d.size for d in done], U32_TYPE),
         _concatenated([d.failed for d in done], U32_TYPE),
+        _concatenated([d.exec_at for d in done], I64_TYPE),
         _concatenated([d.started for d in done], I64_TYPE),
         _concatenated([d.finished for d in done], I64_TYPE),
         errors,

@@ -201,6 +201,12 @@ class Reference:
     def set_margin(self, margin_ns: int) -> None:
         self.margin = margin_ns
 
+    def set_control(self, now: int, control_ns: int) -> None:
+        if self.control != control_ns:
+            self.clock(now)
+            self.control = control_ns
+            self.changed(True)
+
     def set_type_margin(self, gpu_type: int, margin_ns: int) -> None:
         self.type_margin[gpu_type] = margin_ns
 

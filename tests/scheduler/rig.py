@@ -210,7 +210,8 @@ class Rig:
 
     def _in_time(self, dispatch: Dispatch) -> None:
         model, _, gpu, size, _, exec_at, finish_at, _, deadlines = dispatch
-        control, data, result, margin = (self.settings.get(name, 0) for name in SETTINGS)
+        _, data, result, margin = (self.settings.get(name, 0) for name in SETTINGS)
+        control = self.core.control
         assert exec_at >= self.now + control + size * data, "begins before it can have arrived"
         latest = min(deadlines) - result - margin - (finish_at - exec_at) - size * data - control
         assert self.now <= latest, "dispatched after its latest"
@@ -409,7 +410,7 @@ class Stream:
         rng = self.rng
         rig = self.rig
         model, gpu = rng.randrange(4), rng.randrange(6)
-        choice = rng.randrange(12)
+        choice = rng.randrange(13)
         if choice < 2 and rig.core.has_model(model):
             if rng.random() < 0.5:
                 rig.tell("drain_model", model)
@@ -428,6 +429,8 @@ class Stream:
             rig.tell("set_gpu_margin", gpu, rng.choice((0, MS, 20 * MS)))
         elif choice == 9:
             rig.tell("set_type_margin", rng.randrange(self.kinds), rng.choice((0, MS)))
+        elif choice == 10:
+            rig.tell("set_control", self.now, rng.choice((0, MS, 3 * MS)))
         else:
             self.again()
 

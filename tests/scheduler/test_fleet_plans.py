@@ -165,6 +165,7 @@ def test_completions_are_counted_learned_from_and_told_to_the_core(parts: Parts)
         columns[1].astype(np.uint32),
         np.full(n, 2, np.uint32),
         np.zeros(n, np.uint32),
+        np.full(n, 50),
         np.full(n, 100),
         np.full(n, 100 + MS),
         [],
