@@ -104,10 +104,13 @@ def divide(
         if simple is not None:
             return simple
     division = _divide(problem, placement, clock, now, fixed, headroom)
-    if division.placement == placement or fixed:
+    kept = division.placement
+    if fixed or (
+        kept.keys() == placement.keys() and all(kept[m].keys() == placement[m].keys() for m in kept)
+    ):
         return division
     # A shard without GPUs holds nothing: what it was to serve goes to the model's other shards.
-    return divide(problem, division.placement, clock, now, fixed, headroom)
+    return divide(problem, kept, clock, now, fixed, headroom)
 
 
 def _divide_one_type(problem: Problem, placement: Placement, headroom: float) -> Division | None:
@@ -138,10 +141,10 @@ def _divide(
     fixed: bool,
     headroom: float,
 ) -> Division:
-    """First as if all that is placed could be served; if it cannot, then what can."""
+    """First as if all that is placed could be served; if not, what can be; by hand when time is up."""
     if not placement:
         return _nothing(problem)
-    for serve_all in (True, False):
+    for serve_all in (True, False) if clock.left > 0 else ():
         division = _program(problem, placement, clock, now, fixed, headroom, serve_all)
         if division is not None:
             return division

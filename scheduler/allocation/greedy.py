@@ -46,12 +46,14 @@ def greedy(problem: Problem, bound: Bound, clock: Clock) -> Division:
     """The best of a few packings, divided among GPUs."""
     best: Division | None = None
     for pack_all in (_by_type, _mixed):
-        for placement in pack_all(problem, bound):
+        for placement in pack_all(problem, bound, clock):
             division = divide(problem, placement, clock)
-            if best is None or division.better(best, max(problem.slack, math.floor(EVEN * bound.gpus))):
+            if best is None or division.better(best, max(problem.ease, math.floor(EVEN * bound.gpus))):
                 best = division
             near = best.peak <= bound.peak * (1 + ENOUGH)
-            if best.missed <= bound.unserved + EPSILON and best.total <= bound.gpus + problem.slack and near:
+            if best.missed <= bound.unserved + EPSILON and best.total <= bound.gpus + problem.ease and near:
+                return best
+            if clock.left <= 0:
                 return best
         good = best is not None and best.missed <= bound.unserved * (1 + ENOUGH) + EPSILON
         if best is not None and good and best.total <= bound.gpus * (1 + ENOUGH) + problem.slack:
@@ -59,7 +61,7 @@ def greedy(problem: Problem, bound: Bound, clock: Clock) -> Division:
     return best if best is not None else divide(problem, {}, clock)
 
 
-def _by_type(problem: Problem, bound: Bound) -> Iterator[Placement]:
+def _by_type(problem: Problem, bound: Bound, clock: Clock) -> Iterator[Placement]:
     """Each shard with GPUs of one type."""
     loads = np.zeros(problem.types)
     for m, parts in enumerate(bound.flows):
@@ -90,7 +92,7 @@ def _by_type(problem: Problem, bound: Bound) -> Iterator[Placement]:
                     items += _items(
                         problem, m, t, home[t], problem.parts[m] if split and whole else 1, served
                     )
-            pack(problem, items, list(range(first, first + number)), t, placement)
+            pack(problem, items, list(range(first, first + number)), t, placement, clock)
             first += number
         _complete(problem, placement)
         yield placement
@@ -121,7 +123,7 @@ def _home(problem: Problem, bound: Bound, m: int) -> dict[int, float]:
     return {t: part / total for t, part in parts.items()}
 
 
-def _mixed(problem: Problem, bound: Bound) -> Iterator[Placement]:
+def _mixed(problem: Problem, bound: Bound, clock: Clock) -> Iterator[Placement]:
     """Every shard with whatever its models can use; only where types differ."""
     if problem.types == 1:
         return
@@ -140,7 +142,7 @@ def _mixed(problem: Problem, bound: Bound) -> Iterator[Placement]:
                     served = sum(bound.flows[m].values())
                     items += _items(problem, m, t, 1.0, problem.parts[m] if split else 1, served)
             placement: Placement = {}
-            pack(problem, items, list(range(problem.shards)), kind, placement, mixed=True)
+            pack(problem, items, list(range(problem.shards)), kind, placement, clock, mixed=True)
             _complete(problem, placement)
             yield placement
 
@@ -165,6 +167,7 @@ def pack(
     shards: list[int],
     kind: int,
     placement: Placement,
+    clock: Clock,
     mixed: bool = False,
 ) -> None:
     """Add the items to ``placement`` on those shards: on few GPUs, evenly, within the type's memory.
@@ -183,14 +186,14 @@ def pack(
     order = orders[0]
     boundless = np.full(len(shards), np.inf)
     if any(_fill(order, boundless, room) is not None for order in orders):
-        free = max(0, min(len(shards) if problem.slack else 0, there - fewest))
+        free = max(0, min(len(shards) if problem.ease else 0, there - fewest))
         for extra in [free, 0, 1, 2, 3, *(2**k for k in range(2, 16))]:
             order, chosen = _packed(orders, len(shards), fewest + extra, room, problem.headroom)
-            if chosen is not None or extra > len(shards) + len(items):
+            if chosen is not None or extra > len(shards) + len(items) or clock.left <= 0:
                 break
     if chosen is None:
         order, chosen = _most(problem, [*orders, _worth(problem, items)], len(shards), room)
-    chosen = smooth(order, chosen, len(shards), room, problem.headroom)
+    chosen = smooth(order, chosen, len(shards), room, problem.headroom, clock)
     for item, place in zip(order, chosen, strict=True):
         if place >= 0:
             where = placement.setdefault(item.model, {})
@@ -298,7 +301,9 @@ def _fill(order: list[Item], quotas: Floats, room: float, force: bool = False) -
     return chosen
 
 
-def smooth(order: list[Item], chosen: list[int], shards: int, room: float, headroom: float) -> list[int]:
+def smooth(
+    order: list[Item], chosen: list[int], shards: int, room: float, headroom: float, clock: Clock
+) -> list[int]:
     """Take items off the fullest shard, or swap them, as long as its load falls and no GPU is added."""
     load, memory = np.zeros(shards), np.zeros(shards)
     for item, place in zip(order, chosen, strict=True):
@@ -308,7 +313,7 @@ def smooth(order: list[Item], chosen: list[int], shards: int, room: float, headr
     chosen = list(chosen)
     mean = float(load.sum()) / shards
     for _ in range(min(ROUNDS, 4 * len(order))):
-        if float(load.max()) <= mean * (1 + EVEN):
+        if float(load.max()) <= mean * (1 + EVEN) or clock.left <= 0:
             break
         change = _relief(order, chosen, load, memory, room, headroom)
         if change is None:

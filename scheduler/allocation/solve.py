@@ -38,6 +38,9 @@ def allocate(cluster: Cluster, *, time_limit_s: float = 10.0, mip_gap: float = M
     cluster.check()
     clock = Clock(time_limit_s)
     problem = Problem(cluster)
+    exact = bool(problem.types) and mip.size(problem) <= LARGEST
+    if not exact:
+        problem.ease = max(problem.slack, problem.shards // 2)  # what rounding up takes on average
     bound = relax(problem, clock)
     now = current(problem)
     if now is not None:
@@ -45,7 +48,6 @@ def allocate(cluster: Cluster, *, time_limit_s: float = 10.0, mip_gap: float = M
         if kept is not None:
             return _finish(problem, bound, kept, now, clock, mip_gap)
     best = greedy(problem, bound, clock)
-    exact = bool(problem.types) and mip.size(problem) <= LARGEST
     if exact:
         best, bound = improve(problem, bound, best, clock, mip_gap)
     if now is not None:

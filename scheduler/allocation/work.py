@@ -56,6 +56,8 @@ class Problem:
         self.slack = self.shards if cluster.spares else 0
         """GPUs more or less that are no difference: where those to spare are handed out anyway, what the
         rounding up in each shard takes is not saved by leaving shards empty."""
+        self.ease = self.slack
+        """The same for packing alone, where balance matters more than the last GPUs."""
         self._latency: dict[tuple[int, int], Floats] = {}
         self._work: dict[tuple[int, int, float], tuple[float, int]] = {}
         self.why_not: dict[tuple[int, int], str] = {}

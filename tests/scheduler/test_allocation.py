@@ -18,6 +18,9 @@ from scheduler.allocation import (
     Plan,
     allocate,
 )
+from scheduler.allocation.divide import divide
+from scheduler.allocation.program import Clock
+from scheduler.allocation.work import Problem
 from symphony.profile import Profile
 
 R50 = Profile.linear(1.082, 5.204, 128)
@@ -34,6 +37,10 @@ FIELDS = [
     "unserved",
     "reasons",
 ]
+
+
+def line(alpha_ms: float, beta_ms: float) -> Profile:
+    return Profile.linear(alpha_ms, beta_ms, 128)
 
 
 def model(name: str, rate: float, memory_mb: float = 400, slo_ms: float = 100, **profiles: Profile) -> Model:
@@ -189,3 +196,43 @@ def test_the_same_cluster_gives_the_same_plan() -> None:
     what = cluster(*(model(f"m{i}", 300 * (i + 1)) for i in range(6)))
     one, two = (allocate(what, time_limit_s=60) for _ in range(2))
     assert replace(one, solve_s=0.0) == replace(two, solve_s=0.0)
+
+
+def test_shares_that_sum_to_one_but_for_rounding_are_divided_once() -> None:
+    """Normalizing these never comes to rest: dividing anew until nothing changed would never end."""
+    groups = (GpuGroup("a", 60, 16_000), GpuGroup("b", 60, 16_000))
+    many = tuple(
+        Model(f"m{i}", 500.0, 100.0, {kind: line(1.0, 5.0) for kind in "ab"}, 100.0, 10.0) for i in range(5)
+    )
+    problem = Problem(Cluster(tuple(f"s{i}" for i in range(10)), groups, many))
+    roots = [(i + 4) ** 0.5 for i in range(10)]
+    placement = {m: {s: root / sum(roots) for s, root in enumerate(roots)} for m in range(5)}
+    division = divide(problem, placement, Clock(5.0))
+    assert division.missed == pytest.approx(0.0, abs=1e-6)
+    assert all(set(where) == set(range(10)) for where in division.placement.values())
+
+
+def test_a_time_limit_is_kept_where_types_differ() -> None:
+    """When it is over, what is there is the answer, and it says how far it may be from the best."""
+    kinds = {"a": 0.5, "b": 1.0, "c": 2.5}
+    groups = tuple(GpuGroup(kind, 400, 16_000) for kind in kinds)
+    many = tuple(
+        Model(
+            f"m{i}",
+            40_000 / (i + 1) ** 0.9,
+            80.0 + 10 * (i % 7),
+            {kind: line(factor * (0.5 + i % 3), 5.0 * factor) for kind, factor in kinds.items()},
+            50.0 + 10 * (i % 20),
+            100.0,
+        )
+        for i in range(300)
+    )
+    what = Cluster(tuple(f"s{i}" for i in range(24)), groups, many)
+    plan = allocate(what, time_limit_s=0.05)
+    assert plan.status in ("feasible", "infeasible")
+    assert plan.gap > 0
+    assert {model.name for model in many} == plan.placements.keys() | plan.unserved.keys()
+    for shard, held in plan.gpus.items():
+        assert sum(held.values()) > 0 or not any(shard in where for where in plan.placements.values())
+    assert all(sum(h.get(kind, 0) for h in plan.gpus.values()) <= 400 for kind in kinds)
+    assert max(plan.memory_mb.values()) <= 16_000
