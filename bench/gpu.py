@@ -197,11 +197,7 @@ def judge(batches: list[Any], tables: dict[str, Profile], seconds: float) -> dic
     """Of the batches of one run: busy share, gaps, and by model how far l(b) was off."""
     ran = sorted((row for row in batches if row[1] > 0), key=lambda row: row[4])
     busy = sum(row[5] - row[4] for row in ran) / (seconds * 1e9)
-    gaps = [
-        (after[4] - before[5]) / 1e3
-        for before, after in pairwise(ran)
-        if after[2] <= before[5]
-    ]
+    gaps = [(after[4] - before[5]) / 1e3 for before, after in pairwise(ran) if after[2] <= before[5]]
     off: dict[str, list[float]] = {}
     for name, size, _, _, started, finished in ran:
         off.setdefault(name, []).append(abs((finished - started) / tables[name].latency(size) - 1))

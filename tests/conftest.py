@@ -10,11 +10,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import `helpers`, `leaks` …
 
 import leaks
+
+# How long an example or its drawing takes says something about the machine, not about the code.
+hypothesis.settings.register_profile(
+    "shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("shared")
 
 SETTLE_S = 2.0
 """Threads and processes that were told to stop may need a moment to be gone."""

@@ -85,7 +85,7 @@ def test_columns_of_odd_lengths_and_types_in_a_submit_are_seen() -> None:
 
 
 def _rows(found: wire.Completed) -> list[tuple[int, ...]]:
-    columns = (found.batch, found.gpu, found.size, found.failed, found.started, found.finished)
+    columns = (found.batch, found.gpu, found.size, found.failed, found.exec_at, found.started, found.finished)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
