@@ -230,14 +230,16 @@ def curve(core: type[Core], load: float, requests: int) -> list[CoreResult]:
 
 
 def show_curve(results: list[CoreResult]) -> str:
-    """Nanoseconds per request over models and GPUs, and the same over log2(models) + log2(GPUs)."""
+    """Time per tick and per request over models and GPUs, and the latter over log2(models) + log2(GPUs)."""
     lines = [
-        f"{'models':>7}{'GPUs':>8}{'requests/tick':>15}{'mean batch':>12}{'ns/request':>12}{'per log':>9}"
+        f"{'models':>7}{'GPUs':>8}{'requests/tick':>15}{'mean batch':>12}{'us/tick':>9}{'ns/request':>12}"
+        f"{'per log':>9}"
     ]
     for r in results:
         logs = math.log2(r.models) + math.log2(r.gpus)
         lines.append(
             f"{r.models:>7,}{r.gpus:>8,}{r.requests_per_tick:>15,.0f}{r.mean_batch:>12.1f}"
+            f"{r.ns_per_request * r.requests_per_tick / 1e3:>9.1f}"
             f"{r.ns_per_request:>12.1f}{r.ns_per_request / logs:>9.2f}"
         )
     return "\n".join(lines)

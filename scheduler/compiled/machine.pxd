@@ -18,7 +18,7 @@ cdef class Core(Fleet):
         p="const unsigned char[::1]", touched=Numbers, queues=Queues, which="long long", due="long long",
         ident="unsigned long long", rank="long long", slot="long long", fresh=bint, i="long long",
         n="long long", row="long long", tail="long long", start="long long", end="long long",
-        moves="long long", lane="long long", after="long long",
+        moves="long long", lane="long long", ranked=bint, after="long long",
     )
     cpdef submit(self, long long now, model, deadline, key, priority=*, bint again=*)
     @cython.locals(lane="long long", row="long long")

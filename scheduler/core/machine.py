@@ -15,6 +15,8 @@ compiled.
 
 from __future__ import annotations
 
+from typing import Any
+
 from . import plain
 from .columns import packed
 from .fleet import Fleet
@@ -60,10 +62,10 @@ class Core(Fleet):
     def submit(
         self,
         now: int,
-        model: object,
-        deadline: object,
-        key: object,
-        priority: object = None,
+        model: Any,
+        deadline: Any,
+        key: Any,
+        priority: Any = None,
         again: bool = False,
     ) -> None:
         """Requests arrive, as columns of one length.
@@ -84,19 +86,25 @@ class Core(Fleet):
         Raises:
             ValueError: columns of different lengths or types.
         """
+        ranked = priority is not None
         try:
-            m = memoryview(model)  # type: ignore[arg-type]
-            d = memoryview(deadline)  # type: ignore[arg-type]
-            k = memoryview(key)  # type: ignore[arg-type]
+            # Compiled code takes the columns as they are; a view in between would cost as much again.
+            m = memoryview(model) if PLAIN else model
+            d = memoryview(deadline) if PLAIN else deadline
+            k = memoryview(key) if PLAIN else key
             n = len(m)
-            p = memoryview(bytes(n) if priority is None else priority)  # type: ignore[arg-type]
-        except BufferError:
+            if ranked:
+                p = memoryview(priority) if PLAIN else priority
+            elif PLAIN:
+                p = memoryview(bytes(n))
+                ranked = True
+        except (BufferError, ValueError):
             columns = packed(model, deadline, key, priority)
             if columns is None:
                 raise
             self.submit(now, columns[0], columns[1], columns[2], columns[3], again)
             return
-        if len(d) != n or len(k) != n or len(p) != n:
+        if len(d) != n or len(k) != n or (ranked and len(p) != n):
             raise ValueError("columns of different lengths")
         now = self._clock(now)
         fresh = not again
@@ -122,7 +130,7 @@ class Core(Fleet):
             # lanes' records, then the slots.
             for i in range(start, end):
                 which = m[i]
-                rank = p[i]
+                rank = p[i] if ranked else 0
                 row = -1
                 if which < capacity and rank < PRIORITIES:
                     row = lane_of[which * PRIORITIES + rank] * FIELDS
@@ -156,7 +164,7 @@ class Core(Fleet):
                         record[row + LAST] = due
                         record[row + TAIL] = tail + 1
                         continue
-                lane = self._admit(now, m[i], due, ident, p[i], fresh)
+                lane = self._admit(now, m[i], due, ident, p[i] if ranked else 0, fresh)
                 if queues.moves != moves:
                     moves = queues.moves
                     record = queues.record
@@ -245,7 +253,7 @@ class Core(Fleet):
         self.queues.push(lane, due, ident)
         return lane
 
-    def complete(self, now: int, gpu: object, batch: object, finished: object) -> None:
+    def complete(self, now: int, gpu: Any, batch: Any, finished: Any) -> None:
         """Batches came back, as columns: GPU (uint32), batch (uint64), end as measured (int64 ns).
 
         The GPU's free time is corrected by the end. A batch that is not out on that GPU (unknown,
@@ -255,9 +263,9 @@ class Core(Fleet):
         Raises:
             ValueError: columns of different lengths or types.
         """
-        g = memoryview(gpu)  # type: ignore[arg-type]
-        b = memoryview(batch)  # type: ignore[arg-type]
-        f = memoryview(finished)  # type: ignore[arg-type]
+        g = memoryview(gpu) if PLAIN else gpu
+        b = memoryview(batch) if PLAIN else batch
+        f = memoryview(finished) if PLAIN else finished
         n = len(g)
         if len(b) != n or len(f) != n:
             raise ValueError("columns of different lengths")
