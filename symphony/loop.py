@@ -22,6 +22,8 @@ from symphony.tensors import encode_inputs
 from symphony.waiter import Waiter
 
 MAX_FETCH_BYTES: Final = 1 << 20
+ANSWERS: Final = 1_000
+"""Messages with answers that one turn takes at most."""
 SEQUENCE_TICK: Final = 14
 
 
@@ -101,6 +103,8 @@ class Loop:
         self._cluster_due = 0
         self._parked: list[Request] = []
         self._open = False
+        self._behind = False
+        """More answers may have arrived than were taken in this turn."""
 
     def run(self) -> None:
         """Until the intake is closed and every request has its outcome, or its time is up."""
@@ -116,7 +120,8 @@ class Loop:
             self._follow_routes(now)
             self._take_requests(now)
             self._shards.flush(now)
-            self._table.expire(now, self._clock.now())
+            if not self._behind:  # what has arrived is an answer, however late it is looked at
+                self._table.expire(now, self._clock.now())
 
     def close(self) -> None:
         """Say goodbye; the bus closes the sockets."""
@@ -208,8 +213,11 @@ class Loop:
 
     def _take_answers(self) -> None:
         at = self._clock.now()
-        for frames in drain(self._reply):
+        taken = 0
+        for frames in drain(self._reply, ANSWERS):
             answers.take(frames, self._table, at, self._faults)
+            taken += 1
+        self._behind = taken == ANSWERS
 
     def _serve_fetches(self) -> None:
         for frames in drain(self._fetch):

@@ -72,7 +72,7 @@ SWITCH_S: Final = 0.0005
 @click.option(
     "--grace-ms",
     type=click.FloatRange(0, 3_600_000),
-    default=250.0,
+    default=2_000.0,
     show_default=True,
     metavar="MS",
     help="A request without an answer so long after its deadline counts as unanswered.",
@@ -250,6 +250,13 @@ def show(report: LoadReport, console: Console) -> None:
             f"The generator fell behind: requests left up to {generator['lag_max_ms']:.1f} ms late "
             f"(p99 {generator['lag_p99_ms']:.1f} ms), which is part of the latencies. "
             "Offer less, or load from more processes or another machine.",
+            style="yellow",
+        )
+    late = min(report.total.unanswered, report.duplicate_answers)
+    if late:
+        console.print(
+            f"{late:,} answers came after deadline and grace, when their requests counted as unanswered: "
+            "the machine is too busy, or --grace-ms too short.",
             style="yellow",
         )
     if report.interrupted:

@@ -104,6 +104,25 @@ def test_an_answer_after_the_grace_is_counted_and_ignored(engine: Engine) -> Non
     assert done.calls == 1
 
 
+def test_answers_that_wait_to_be_read_are_answers_whatever_the_time(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller holds the engine up until all that is asked has expired; its answers are there by then."""
+    monkeypatch.setattr("symphony.loop.ANSWERS", 1)
+    done = Outcomes()
+    expired = engine.clock.now() + 1_000_000_000 + engine.grace_ns
+
+    def slow(request: Request, outcome: Outcome) -> None:
+        if not done.calls:
+            wait_until(lambda: engine.clock.now() > expired + 100_000_000, 30, "expiry")
+        done(request, outcome)
+
+    for tag, model in enumerate(("plain", "drops", "full")):
+        deadline = expired - engine.grace_ns
+        engine.submit_raw(model, None, on_done=slow, tag=tag, deadline_ns=deadline)
+    assert done.wait(3) == {Status.OK: 1, Status.DROPPED: 1, Status.OVERLOADED: 1}
+
+
 def test_thousands_in_flight_each_get_one(engine: Engine, cluster: FakeCluster) -> None:
     done, count = Outcomes(), 4_000
     for tag in range(count):
