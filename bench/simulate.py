@@ -1,12 +1,12 @@
 """How fast the simulator is: ``symphony bench simulate``.
 
 Two figures: a large cluster (10,000 GPUs, 1,000 models, 7 million requests/s under Poisson arrivals, by
-default) for half a second of virtual time, with what each phase costs and the ratio of virtual to
+default) for two seconds of virtual time, with what each phase costs and the ratio of virtual to
 processor time; and how long it takes to find the goodput of a cell of 8 GPUs. Processor time of one
 core, so that other programs on the machine count as little as possible.
 
-Arrivals of the large run reach the scheduler in ticks (``--coalesce-us``), as frontends would send
-them; with 0 each comes at its own time.
+Arrivals and completions of the large run reach the scheduler in ticks (``--coalesce-us``), as a shard
+reads them from its sockets; with 0 each comes at its own time.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ NETWORK = {"control_us": 100, "data_us": 50, "result_us": 2000}
 
 @dataclass(frozen=True, slots=True)
 class Large:
-    """Processor seconds of each phase. ``real_time``: virtual seconds per processor second of the run
-    alone; ``real_time_all``: of all three phases."""
+    """Processor seconds of each phase: making arrivals, the core with its GPUs and the counting, the
+    summary. ``real_time``: virtual seconds per processor second of the run alone; ``real_time_all``: of
+    all three phases."""
 
     gpus: int
     models: int
@@ -120,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--gpus", type=int, default=10_000)
     parser.add_argument("--models", type=int, default=1_000)
     parser.add_argument("--rate", type=float, default=7e6, help="requests per second over all models")
-    parser.add_argument("--seconds", type=float, default=0.5, help="virtual seconds of the large run")
+    parser.add_argument("--seconds", type=float, default=2.0, help="virtual seconds of the large run")
     parser.add_argument("--coalesce-us", type=float, default=500, help="length of a tick; 0: none")
     parser.add_argument("--policy", default="deferred", help="a policy of the core")
     parser.add_argument("--json", metavar="FILE", help="write JSON to a file, or - for standard output")

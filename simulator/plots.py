@@ -47,10 +47,34 @@ def line_plot(
     figure, axes = plt.subplots(figsize=(7, 4.2))
     for name, (xs, ys) in lines.items():
         axes.plot(xs, ys, marker="o", markersize=3, label=name)
-    axes.set(xlabel=x, ylabel=y, title=title)
+    axes.set(xlabel=x, ylabel=y)
+    axes.set_title(title, fontsize=9)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def share_plot(path: Path, results: Sequence[Mapping[str, Any]], metric: str, title: str) -> None:
+    """Bars of every policy's share of the fluid ideal, a group per point in the order of the results."""
+    plt = pyplot()
+    shares: dict[str, dict[str, float]] = {}
+    for result in results:
+        point = ", ".join(str(value) for value in result["point"].values())
+        shares.setdefault(result["policy"], {})[point] = (result[metric] or 0.0) / result["fluid_ideal_rps"]
+    points = list(dict.fromkeys(point for values in shares.values() for point in values))
+    figure, axes = plt.subplots(figsize=(max(7.0, 0.9 * len(points)), 4.2))
+    width = 0.8 / len(shares)
+    for i, (policy, values) in enumerate(shares.items()):
+        places = [points.index(point) + (i + 0.5) * width - 0.4 for point in values]
+        axes.bar(places, values.values(), width, label=policy)
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(points)), points, rotation=20, ha="right", fontsize=7)
+    axes.set_ylabel("share of the fluid ideal")
+    axes.set_title(title, fontsize=9)
+    axes.legend(fontsize=7, bbox_to_anchor=(1.0, 1.0), loc="upper left")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -65,7 +89,8 @@ def ratio_plot(path: Path, results: Sequence[Mapping[str, Any]], ours: str, metr
         places = [(i + 0.5) / len(ordered) for i in range(len(ordered))]
         axes.plot(places, ordered, marker="o", markersize=3, label=other)
     axes.axhline(1.0, color="black", linewidth=0.8)
-    axes.set(xlabel="share of the points", ylabel=f"{ours} / other, {metric}", title=title, yscale="log")
+    axes.set(xlabel="share of the points", ylabel=f"{ours} / other, {metric}", yscale="log")
+    axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
     figure.tight_layout()

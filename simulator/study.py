@@ -183,6 +183,7 @@ def lines(
         rest = {key: value for key, value in point.items() if key != x and not (x is None and key == "case")}
         title = ", ".join(f"{key} {value}" for key, value in rest.items()) or study.title
         xs, ys = plots.setdefault(title, {}).setdefault(result["policy"], ([], []))
-        xs.append(float(point[x]) if x else float(list(study.cases).index(point["case"])))
+        case = float(list(study.cases).index(point["case"])) if "case" in point else 0.0
+        xs.append(float(point[x]) if x else case)
         ys.append(float(result[study.metric] or 0.0))
     return plots

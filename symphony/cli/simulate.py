@@ -136,7 +136,7 @@ def _study(
     path: Path, settings: dict[str, str], json_to: str | None, csv_to: Path | None, plots: Path | None
 ) -> None:
     """Run all points of a study under all its policies; one table, one plot per group of points."""
-    from simulator.plots import check_plots, line_plot, ratio_plot
+    from simulator.plots import check_plots, line_plot, ratio_plot, share_plot
     from simulator.scaling_report import scaling_plot
     from simulator.study import lines, load_study, run_point
     from simulator.tables import csv_text
@@ -166,6 +166,8 @@ def _study(
     elif plots is not None:
         for i, (title, drawn) in enumerate(lines(study, results).items()):
             line_plot(plots / f"{path.stem}-{i}.png", drawn, "", study.metric, title)
+        if study.goodput and all(result["fluid_ideal_rps"] for result in results):
+            share_plot(plots / f"{path.stem}.png", results, study.metric, study.title)
     if json_to == "-":
         _wrote(json_to, results)
         return

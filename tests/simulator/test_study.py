@@ -111,12 +111,15 @@ def test_the_command(path: Path, tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "r").iterdir()] == ["study.png"]
 
 
-def test_goodput_of_a_study(path: Path) -> None:
+def test_goodput_of_a_study(path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     args = [str(path), "--set", "study.goodput=true", "--set", "study.seeds=1", "--set", "study.cases={}"]
     args += ["--set", "study.sweep={}", "--set", "study.metric=goodput_rps", "--set", "study.compare=[eager]"]
+    args += ["--plots", str(tmp_path / "g")]
     result = CliRunner().invoke(command, args)
     assert result.exit_code == 0, result.output
     assert "fluid ideal" in result.output
+    assert sorted(file.name for file in (tmp_path / "g").iterdir()) == ["study-0.png", "study.png"]
 
 
 FOLDER = Path(simulator.__file__).parent / "experiments"
