@@ -133,8 +133,8 @@ class Experiment(Strict):
     """One experiment as its file says it.
 
     network: true latencies. assumed: what the scheduler believes of them, if that differs.
-    margin_us: kept free before every deadline. coalesce_us: arrivals reach the scheduler together at
-    the ends of intervals of that length (0: each at its own time). noise: standard deviation of a
+    margin_us: kept free before every deadline. coalesce_us: arrivals, and completions, reach the scheduler
+    together at the ends of intervals of that length (0: each at its own time). noise: standard deviation of a
     batch's length as a share of its profile's. warmup_s: arrivals before are simulated and not
     counted; a tenth of ``seconds``, at most 5, if not given. autoscale: who changes the number of GPUs.
     shards: several schedulers and an allocator, instead of one; the limits of autoscale hold for each.
