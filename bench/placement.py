@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Final
 
 from scheduler.allocation import ANY_TYPE, Cluster, Current, GpuGroup, Model, allocate
@@ -214,12 +215,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--drift", type=float, default=0.05, help="each epoch, each rate: 1 ± DRIFT (0.05)")
     parser.add_argument("--time-limit", type=float, default=5.0, help="seconds for the solver (5)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", metavar="FILE", help="write JSON to a file, or - for standard output")
     args = parser.parse_args(arguments)
     rows = compare(args)
-    if args.json:
+    if args.json == "-":
         print(json.dumps([row.as_dict() for row in rows]))
         return
+    if args.json:
+        text = json.dumps([row.as_dict() for row in rows], indent=1)
+        Path(args.json).write_text(text + "\n", encoding="utf-8")
     print(
         f"{args.models} models, {args.shards} shards, {args.rate:g} requests/s, Zipf {args.zipf:g}, SLO "
         f"{args.slo_ms:g} ms, {args.memory_mb:g} MB per GPU, {args.epochs} epochs of ±{args.drift:.0%}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from click.testing import CliRunner
 
@@ -47,3 +48,16 @@ def test_simulate_prints_one_json_object() -> None:
     assert found["large"]["requests"] > 1000
     assert found["large"]["bad_share"] < 0.01
     assert 0.8 < found["cell"]["goodput_rps"] / found["cell"]["ideal_rps"] < 1
+
+
+def test_placement_writes_json_to_a_file_or_standard_output(tmp_path: Path) -> None:
+    sizes = ["--models", "16", "--shards", "2", "--rate", "500", "--epochs", "1", "--time-limit", "1"]
+    file = tmp_path / "found.json"
+    printed = CliRunner().invoke(command, ["placement", *sizes, "--json", str(file)])
+    assert printed.exit_code == 0, printed.output
+    assert "imbalance" in printed.output
+    result = CliRunner().invoke(command, ["placement", *sizes, "--json", "-"])
+    assert result.exit_code == 0, result.output
+    names = [row["name"] for row in json.loads(result.stdout)]
+    assert names == [row["name"] for row in json.loads(file.read_text())]
+    assert len(names) == 4
