@@ -17,7 +17,7 @@ from symphony.control import Snapshot
 from symphony.engine import Engine
 from symphony.messages import of_ranges
 from symphony.pending import Outcome, Request
-from symphony.plans import ClusterPlan
+from symphony.plans import ClusterPlan, PlanStamp
 from symphony.snapshot import fetch_snapshot
 from symphony.status import Status, SymphonyError, Unavailable
 
@@ -27,6 +27,8 @@ SHARDS, MODELS, GPUS = 4, 40, 8
 EPOCH_S = 4
 S = 1_000_000_000
 SLO_MS = 1_500
+WORK = 6.6
+"""GPUs that 130 requests/s to one half of the models of :func:`_tight` keep busy."""
 GRACE_MS = 5_000
 """Long, so that what a busy machine answers late is told from what nobody answers."""
 
@@ -53,6 +55,30 @@ def _config(shards: int = SHARDS, workers: int = SHARDS, models: int = MODELS) -
         lines.append(
             f"  - {{device: emulated, gpus: {GPUS // workers}, memory_mb: {100 * models * 2 // 3}, "
             f"shard: shard-{s}, models: [{mine}]}}"
+        )
+    return "\n".join(lines)
+
+
+def _tight(gpus: int) -> str:
+    """GPUs that hold a shard's ten models and no more: where the load goes, GPUs have to follow."""
+    lines = [
+        "broker: {heartbeat_ms: 100, lease_ms: 1500}",
+        f"scheduler: {{shards: {SHARDS}, timer_margin_us: 50000, result_latency_us: 50000}}",
+        f"epoch: {{seconds: {EPOCH_S}, window_s: 3, least_s: 2, settle_s: 1.0, grace_s: 0.5}}",
+        "models:",
+    ]
+    lines += [
+        f"  - {{name: m{i}, slo_ms: 1000, max_batch: 16, loader: emulated, memory_mb: 100, load_ms: 20, "
+        "profile: {alpha_ms: 30, beta_ms: 85}}"
+        for i in range(MODELS)
+    ]
+    lines.append("workers:")
+    per = MODELS // SHARDS
+    for s in range(SHARDS):
+        mine = ", ".join(f"m{i}" for i in range(s * per, (s + 1) * per))
+        lines.append(
+            f"  - {{device: emulated, gpus: {gpus // SHARDS}, memory_mb: {100 * per}, shard: shard-{s}, "
+            f"models: [{mine}]}}"
         )
     return "\n".join(lines)
 
@@ -234,6 +260,49 @@ def test_routes_and_gpus_follow_a_load_that_moves(tmp_path: Path) -> None:
         assert sum(gpus.values()) == GPUS
         for shard, part in share.items():
             assert gpus.get(shard, 0) >= part * GPUS / 3, f"{shard} has {part:.0%} of the load"
+        assert load.engine.faults.counts["duplicate-answer"] == 0
+
+
+def test_gpus_follow_a_load_that_moves_to_other_models(tmp_path: Path) -> None:
+    """All of the load goes from one half of the models to the other, which other shards hold at first."""
+    gpus, half = 12, MODELS // 2
+    first = [1.0] * half + [0.02] * half
+    with _loaded(tmp_path, first, rate=130, config=_tight(gpus)) as (running, load):
+
+        def fits(weights: list[float]) -> bool:
+            """Whether every shard has the GPUs that its part of the load keeps busy, all of them in use."""
+            plan = _plan(running)
+            if plan is None or not all(group.active for group in plan.groups):
+                return False
+            counts = _gpus(plan)
+            return all(part * WORK <= counts.get(shard, 0) for shard, part in _share(plan, weights).items())
+
+        def held() -> dict[str, int]:
+            return dict(
+                sorted(
+                    _gpus(
+                        _snapshot(running).plan or ClusterPlan(stamp=PlanStamp(epoch=1, leader="shard-0"))
+                    ).items()
+                )
+            )
+
+        wait_until(lambda: fits(first), 90, "GPUs where the load is")
+        start = load.sent
+        wait_until(lambda: load.sent > start + 300, 30, "load under the first plan")
+        before = held()
+        moved = load.sent
+        second = load.weights = first[::-1]
+        changed = load.engine.clock.now()
+        wait_until(lambda: fits(second), 90, "GPUs where the load is now")
+        took = (load.engine.clock.now() - changed) / S
+        calm = load.sent
+        wait_until(lambda: load.sent > calm + 400, 30, "load under the new plan")
+        after = held()
+        load.finish()
+        print(f"\nGPUs {before} -> {after} in {took:.1f} s ({took / EPOCH_S:.1f} epochs of {EPOCH_S} s)")
+        print(f"before: {load.bad(start, moved)}\nduring: {load.bad(moved, calm)}")
+        print(f"after: {load.bad(calm, load.sent)}")
+        assert sum(after.values()) == gpus
         assert load.engine.faults.counts["duplicate-answer"] == 0
 
 
