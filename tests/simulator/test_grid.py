@@ -11,7 +11,17 @@ from click.testing import CliRunner
 
 import simulator.grid
 from simulator.experiment import Experiment, ExperimentError
-from simulator.grid import BEHIND, FINE, cells, load_grid, main, read_lines, search, summarize_lines
+from simulator.grid import (
+    BEHIND,
+    COARSE,
+    cells,
+    crossing,
+    load_grid,
+    main,
+    read_lines,
+    search,
+    summarize_lines,
+)
 
 EXPERIMENTS = Path(simulator.grid.__file__).parent / "experiments"
 GRID = """
@@ -77,8 +87,17 @@ def test_the_search_finds_the_limit(monkeypatch: pytest.MonkeyPatch, limit: floa
 
     monkeypatch.setattr(simulator.grid, "bad_share", bad)
     found = search(None, "eager", best)  # type: ignore[arg-type]
-    wide = 0.02 if limit < BEHIND * best else FINE
-    assert limit * (1 - 1.1 * wide) <= found < limit
+    wide = COARSE if limit < BEHIND * best else COARSE / 2
+    assert limit * (1 - 1.1 * wide) <= found <= limit * (1 + 1.1 * wide)
+
+
+def test_the_crossing_is_that_of_the_best_rising_curve() -> None:
+    rising = {1.0: 0.0, 1.1: 0.008, 1.2: 0.012, 1.3: 0.05}
+    assert crossing(rising, 0.01) == pytest.approx(1.15)
+    dented = {1.0: 0.002, 1.1: 0.012, 1.2: 0.004, 1.3: 0.05}  # a bisection may end at 1.08 or at 1.21
+    assert crossing(dented, 0.01) == pytest.approx(1.2 + 0.1 * 2 / 42)
+    assert crossing({1.0: 0.0, 2.0: 0.001}, 0.01) == 2.0
+    assert crossing({1.0: 0.5}, 0.01) == 0.0
 
 
 def test_a_run_goes_on_where_it_stopped(grid_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
