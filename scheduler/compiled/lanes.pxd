@@ -37,6 +37,11 @@ cdef class Lanes:
     cdef public long long tune_at
     cdef public long long early
     cdef public long long work
+    cdef public long long tape_room
+    cdef public long long taped
+    cdef public long long[::1] tape_at
+    cdef public unsigned int[::1] tape_model
+    cdef public long long[::1] tape_deadline
     cdef public long long[::1] lane_early
     cdef public long long[::1] lane_guard
     cdef public long long[::1] lane_open
@@ -52,7 +57,9 @@ cdef class Lanes:
     cdef void _wait(self, long long lane, long long n, long long opens, long long now) noexcept
     cdef void _calm(self, long long lane, long long until, long long most) noexcept
     cdef void _gather(self, long long lane, long long now) noexcept
+    cdef long long _form(self, long long lane, long long at, long long now, long long free, long long margin) noexcept
     cdef void _firm(self, long long lane) noexcept
+    cpdef plan_lane(self, long long lane, long long early, long long guard, long long target)
     cdef void _firm_all(self) noexcept
     cdef bint _restage(self, long long lane, long long now) noexcept
     @cython.locals(ready=Heap)

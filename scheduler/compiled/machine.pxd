@@ -21,7 +21,9 @@ cdef class Core(Fleet):
         moves="long long", lane="long long", ranked=bint, after="long long",
     )
     cpdef submit(self, long long now, model, deadline, key, priority=*, bint again=*)
-    @cython.locals(lane="long long", row="long long")
+    @cython.locals(n="long long", to="long long", i="long long")
+    cdef void _record(self, long long now, const unsigned int[::1] model, const long long[::1] deadline) except *
+    @cython.locals(lane="long long", row="long long", taped="long long")
     cpdef arrive(self, long long now, long long model, long long deadline, unsigned long long key)
     @cython.locals(slot="long long")
     cdef long long _admit(self, long long now, long long which, long long due, unsigned long long ident, long long rank, bint fresh) except -2

@@ -37,7 +37,6 @@ cdef class Window(Lanes):
     cdef void _match(self, long long priority, long long now) except *
     @cython.locals(waits=bint)
     cdef bint _serve(self, long long lane, long long gpu, long long now) except -1
-    cdef long long _form(self, long long lane, long long at, long long now, long long free, long long margin) noexcept
     cdef void _give_up(self, long long lane, long long at, long long now, long long free, long long margin) except *
     cdef void _drop(self, long long lane, long long n, long long reason) except *
     @cython.locals(ready=Heap)
@@ -45,3 +44,4 @@ cdef class Window(Lanes):
     cdef long long _taker(self, long long lane, long long model, long long now) noexcept
     cdef bint _bears(self, long long lane, long long model, long long kind, long long now, long long free, long long margin) noexcept
     cdef long long _reduce(self, long long lane, long long model, long long kind, long long now) except? -9
+    cdef long long _expire(self, long long lane, long long model, long long now) except? -9

@@ -2,19 +2,22 @@
 
 The fast path (:mod:`scheduler.core.window`) only compares a lane's queue with ``lane_early``, the size
 from which it may start early, and counts free GPUs. This module sets these numbers. It is called from
-inside events: every few milliseconds of event time for the feedback from the idle share of the GPUs,
-every half second for the plan (:mod:`scheduler.core.plans`). It reads no clock and draws nothing at
-random.
+inside events: every few milliseconds of event time for the feedback from the idle share of the GPUs and a
+piece of a rehearsal, every half second for the plan (:mod:`scheduler.core.plans`). Which of the rules
+(:mod:`scheduler.core.rules`) the numbers come from is found by rehearsing them on the requests that came
+(:mod:`scheduler.core.rehearsal`). It reads no clock and draws nothing at random.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from .limits import PLANNED, SAMPLE_NS, SAMPLES, TYPES
+from .limits import SAMPLE_NS, SAMPLES, TAPE, TYPES
 from .plans import Floats, Ints, Load, Plan, make_plan
+from .rehearsal import Columns, Losses, Rehearsal, Scene, Stand, scene_of
+from .rules import RULES, Follower, Idle, Told, install, live_gpus, numbers, spare, view
 
 if TYPE_CHECKING:
     from .window import Window
@@ -22,18 +25,23 @@ if TYPE_CHECKING:
 PLAN_NS: Final = 500_000_000
 """Between two plans; the first ones follow each other faster, from ``FIRST_NS`` on."""
 FIRST_NS: Final = 100_000_000
-FIRST_MEMORY_NS: Final = 200_000_000
 SHORTEST_NS: Final = 1_000_000
-STEPS: Final = 16
-"""Looks at the idle share within its time constant."""
 MEMORY: Final = 4.0
 """Time constant of the idle share, in mean latency budgets."""
-SLACK: Final = 0.2
-"""Idle share from which the sustaining batch is all that is waited for; at half of it, the full one."""
+CHUNK_NS: Final = 200_000_000
+"""Arrivals of so long are rehearsed in one piece, if they are no more than ``TAPE``."""
+BACKLOG: Final = 16
+"""Pieces that wait for their rehearsal before recording stops."""
+WINDOW: Final = 8.0
+"""Recording goes on for so many mean latency budgets at least, unless too many pieces wait."""
+FREE: Final = 40_000
+"""Requests per second that are rehearsed whatever the load, over all rules."""
+SHARE: Final = 0.25
+"""And beyond these, so many for each request that comes."""
 
 
 class Tuner:
-    """Keeps the plan and the idle share of one core, and sets its lanes' numbers.
+    """Keeps the plan and the idle share of one core, chooses the rule, and sets its lanes' numbers.
 
     Args:
         dial: 0 (lowest latency) … 1 (fewest GPUs).
@@ -41,14 +49,17 @@ class Tuner:
 
     def __init__(self, dial: float = 0.0) -> None:
         self.dial = dial
-        self.idle = 1.0
-        self.memory_ns = FIRST_MEMORY_NS
-        self.seen = -1
-        self.plan_at = 0
+        self.idle = Idle()
+        self.plan_at = -1
         self.wait_ns = FIRST_NS
         self.plan: Plan | None = None
-        self.lanes: Ints = np.empty(0, np.int64)
         self.row: Ints = np.empty(0, np.int64)
+        self.losses = Losses(len(RULES))
+        self.recorder = Recorder()
+        self.told = Told()
+        self.rehearsal: Rehearsal | None = None
+        self.scene: Scene | None = None
+        self.longest_ns = 0.0
 
     def tune(self, core: Window, now: int) -> int:
         """Bring the core's numbers up to date; returns when that is due next."""
@@ -57,69 +68,118 @@ class Tuner:
         core.work = 0
         found = observe(core, now, gpus) if due else None
         if found is not None:
-            load, self.lanes, self.row = found
-            plan = self.adopt(load)
-            core.gpus.guard_ns = plan.guard_ns
-            core.gpus.spare = self.spare(gpus)
-            view(core.lane_target)[self.lanes] = plan.target[self.row]
-            view(core.lane_target_sample)[self.lanes] = PLANNED
-            view(core.lane_guard)[self.lanes] = plan.guard[self.row]
+            self.adopt(*found, scene_of(core))
         if self.plan is not None:
-            view(core.lane_early)[self.lanes] = self.early(self.plan)[self.row]
-        return self.next_look()
+            core.tape_room = self.rehearse(now, core.submitted, tape(core))
+            core.taped = 0
+            if self.told.differs(core.queues.lanes, self.losses.chosen, self.plan, self.idle.share):
+                core.gpus.guard_ns = self.plan.guard_ns
+                core.gpus.spare = spare(self.plan, gpus)
+                install(core, self.row, numbers(self.told.rule, self.plan, self.told.pressed))
+        return self.idle.next_look()
 
     def look(self, now: int, work_ns: int, gpus: int) -> bool:
         """Note the work that was given out since the last look; returns whether a plan is due."""
-        if self.seen < 0:
-            self.seen = now
+        self.idle.note(now, work_ns, gpus)
+        if self.plan_at < 0:
             self.plan_at = now + FIRST_NS
-            return False
-        spent = now - self.seen
-        self.seen = now
-        share = 1.0 - work_ns / (max(1, gpus) * max(1, spent))
-        self.idle += spent / (self.memory_ns + spent) * (share - self.idle)
-        self.idle = min(1.0, max(0.0, self.idle))
         if now < self.plan_at:
             return False
         self.wait_ns = min(PLAN_NS, 2 * self.wait_ns)
         self.plan_at = now + self.wait_ns
         return True
 
-    def next_look(self) -> int:
-        """When :meth:`tune` is due next."""
-        return self.seen + self.memory_ns // STEPS
-
-    def adopt(self, load: Load) -> Plan:
-        """Plan for this load from now on."""
-        self.plan = make_plan(load, self.dial)
+    def adopt(self, load: Load, row: Ints, scene: Scene) -> Plan:
+        """Plan for this load from now on. ``row``: per model number its row in the load, or -1."""
+        plan = make_plan(load, self.dial)
         weight = float(load.rate.sum())
         mean = float((load.rate * load.budget).sum()) / weight
-        self.memory_ns = max(SHORTEST_NS, int(MEMORY * mean * 1e9))
-        return self.plan
+        self.idle.memory_ns = max(SHORTEST_NS, int(MEMORY * mean * 1e9))
+        self.recorder.window_ns = int(WINDOW * mean * 1e9)
+        self.plan, self.row = plan, row
+        self.longest_ns = float(load.latency(plan.full).max()) * 1e9
+        if self.scene is None or not scene.like(self.scene):
+            self.scene = scene
+            self.rehearsal = Rehearsal(len(RULES), self.stand)
+        return plan
 
-    def spare(self, gpus: int) -> int:
-        """GPUs that an early start must leave free."""
-        return 0 if self.plan is None else max(0, gpus - self.plan.gpus)
+    def stand(self, rule: int) -> Stand:
+        """A rule's stand in the present scene."""
+        assert self.scene is not None
+        return Stand(self.scene, Follower(rule), self.longest_ns)
 
-    def early(self, plan: Plan) -> Ints:
-        """Per model, the queue from which a lane may start early: less, the more GPUs are idle."""
-        pressed = min(1.0, 2.0 * (1.0 - self.idle / SLACK))
-        size = np.maximum(plan.sustain, np.ceil(plan.full * pressed).astype(np.int64))
-        return np.where(plan.waits, size, 1)
+    def rehearse(self, now: int, submitted: int, tape: Columns) -> int:
+        """Take what was recorded, rehearse a piece; returns how much to record until the next look."""
+        rehearsal = self.rehearsal
+        if rehearsal is None:
+            return 0
+        for chunk in self.recorder.take(now, submitted, tape, len(rehearsal.chunks)):
+            rehearsal.record(chunk)
+        stand = rehearsal.stands[rehearsal.turn]
+        if stand is not None and rehearsal.chunks:
+            follower: Follower = stand.core.tuner  # type: ignore[assignment]
+            follower.plan, follower.row = self.plan, self.row
+            follower.idle.memory_ns = self.idle.memory_ns
+        rehearsal.step(self.losses)
+        return self.recorder.room
 
 
-def view(column: Any) -> Ints:
-    """A column of the core, Python's or compiled, as numpy sees it."""
-    return np.frombuffer(memoryview(column), np.int64)
+def tape(core: Window) -> Columns:
+    """What was recorded since the last look."""
+    n = core.taped
+    model = np.frombuffer(memoryview(core.tape_model), np.uint32)[:n].copy()
+    return view(core.tape_at)[:n].copy(), model, view(core.tape_deadline)[:n].copy()
 
 
-def live_gpus(core: Window) -> int:
-    """GPUs that can be given work."""
-    return sum(core.gpus.class_live[c] for c in range(core.gpus.classes))
+class Recorder:
+    """When arrivals are recorded: always, if they are few; else so often that rehearsing them stays cheap.
+
+    ``room``: how many to record until the next look. ``window_ns``: for how long at a time, at least.
+    """
+
+    def __init__(self) -> None:
+        self.room = 0
+        self.window_ns = 0
+        self.credit = 0.0
+        self.seen = -1
+        self.submitted = 0
+        self.since = -1
+        self.parts: list[Columns] = []
+
+    def take(self, now: int, submitted: int, tape: Columns, waiting: int) -> list[Columns]:
+        """What is complete of the recorded arrivals, in pieces; ``waiting``: pieces not yet rehearsed."""
+        if self.seen >= 0:
+            self.credit += FREE * (now - self.seen) / 1e9 + SHARE * (submitted - self.submitted)
+            self.credit = min(self.credit, float(FREE))
+        self.seen, self.submitted = now, submitted
+        n = len(tape[0])
+        if n:
+            self.credit -= len(RULES) * n
+            self.parts.append(tape)
+        cut = n > 0 and n >= self.room
+        size = sum(len(part[0]) for part in self.parts)
+        done: list[Columns] = []
+        if self.room and self.since >= 0 and now - self.since >= self.window_ns and self.credit < 0:
+            cut = True
+        if size and (cut or size >= TAPE or now - int(self.parts[0][0][0]) >= CHUNK_NS):
+            done.append(_joined(self.parts))
+            self.parts = []
+        if cut or waiting + len(done) >= BACKLOG:
+            self.room = 0
+            self.since = -1
+        if self.room == 0 and self.credit >= 0 and waiting + len(done) == 0:
+            self.since = now
+            self.room = TAPE
+        return done
 
 
-def observe(core: Window, now: int, gpus: int) -> tuple[Load, Ints, Ints] | None:
-    """What the core has seen: the load, the lanes that it stands for, and each lane's row in it.
+def _joined(parts: list[Columns]) -> Columns:
+    at, model, deadline = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return at, model, deadline
+
+
+def observe(core: Window, now: int, gpus: int) -> tuple[Load, Ints] | None:
+    """What the core has seen: the load, and per model number its row in it (-1: none).
 
     Several GPU types: a model's l(b) is the mean over the types that serve it, weighted by their GPUs.
     """
@@ -127,7 +187,6 @@ def observe(core: Window, now: int, gpus: int) -> tuple[Load, Ints, Ints] | None
     sample = now // SAMPLE_NS
     lanes = []
     row_of: dict[int, int] = {}
-    rows = []
     rate: list[float] = []
     for lane in range(core.queues.lanes):
         if meter.sample[lane] < 0 or core.fast[core.lane_model[lane]] < 0:
@@ -142,10 +201,8 @@ def observe(core: Window, now: int, gpus: int) -> tuple[Load, Ints, Ints] | None
             rate.append(0.0)
         rate[row_of[model]] += meter.total[lane] * 1e9 / window
         lanes.append(lane)
-        rows.append(row_of[model])
     if not lanes or gpus == 0:
         return None
-    numbers = np.array(lanes, np.int64)
     at, most, budget, tables = [], [], [], []
     places: dict[tuple[tuple[int, int], ...], int] = {}
     length = 0
@@ -169,9 +226,11 @@ def observe(core: Window, now: int, gpus: int) -> tuple[Load, Ints, Ints] | None
         np.concatenate(tables),
         core.data / 1e9,
         gpus,
-        _dispersion(core, numbers, sample),
+        _dispersion(core, np.array(lanes, np.int64), sample),
     )
-    return load, numbers, np.array(rows, np.int64)
+    row = np.full(core.models.capacity, -1, np.int64)
+    row[list(row_of)] = np.arange(len(row_of))
+    return load, row
 
 
 def _mix(core: Window, model: int) -> tuple[tuple[int, int], ...]:

@@ -26,9 +26,11 @@ from .limits import (
     HEAD,
     MASK,
     NEVER,
+    PLANNED,
     PRIORITIES,
     SAMPLE_NS,
     STOP,
+    TAPE,
     UNTIL,
 )
 from .meter import Meter
@@ -50,7 +52,8 @@ class Lanes:
     Where the policy has a slow loop, ``tuner``, that is called from ``tune_at`` on and sets
     ``lane_early``, the queue from which a lane may start before its window opens (NEVER without a slow
     loop), and ``lane_guard``, the GPUs that it must then leave to others. ``lane_open`` is when the window
-    opens; ``work`` adds up the lengths of the batches that were sent, in ns.
+    opens; ``work`` adds up the lengths of the batches that were sent, in ns. The slow loop may ask for
+    the arrivals: the first ``tape_room`` are put down in the ``tape`` columns, ``taped`` says how many.
     """
 
     def __init__(self, policy: str) -> None:
@@ -83,6 +86,11 @@ class Lanes:
         self.tune_at = NEVER if self.tuner is None else 0
         self.early = NEVER if self.tuner is None else 1
         self.work = 0
+        self.tape_room = 0
+        self.taped = 0
+        self.tape_at = array("q", bytes(8 * TAPE) if self.tuner is not None else b"")
+        self.tape_model = array("I", bytes(4 * TAPE) if self.tuner is not None else b"")
+        self.tape_deadline = array("q", bytes(8 * TAPE) if self.tuner is not None else b"")
         self.pending = Heap(0)
         self.ready = [Heap(0) for _ in range(PRIORITIES)]
         self.touched = Numbers()
@@ -135,8 +143,11 @@ class Lanes:
     def _calm(self, lane: int, until: int, most: int) -> None:
         """Arrivals behind the last need no look until then, as long as there are at most ``most``."""
         row = lane * FIELDS
-        # The rate, and with it the target size, is looked at in each sample.
-        end = (self.lane_target_sample[lane] + 1) * SAMPLE_NS - 1
+        # The rate, and with it the target size where no plan sets it, is looked at in each sample.
+        sample = self.lane_target_sample[lane]
+        if sample > self.sample:
+            sample = self.sample
+        end = (sample + 1) * SAMPLE_NS - 1
         self.queues.record[row + UNTIL] = until if until < end else end
         if most > self.max_queue:
             most = self.max_queue
@@ -154,6 +165,23 @@ class Lanes:
         self.queues.record[row + UNTIL] = now
         self.queues.record[row + STOP] = self.queues.record[row + HEAD] + most
 
+    def _form(self, lane: int, at: int, now: int, free: int, margin: int) -> int:
+        """Largest batch from the head of the queue that ends in time on a GPU free from ``free``.
+
+        Here as in the rules below, ``margin`` is everything kept free before a deadline, the result's way
+        among it.
+        """
+        most = self.queues.count(lane)
+        largest = self.models.max_batch[self.lane_model[lane]]
+        if most > largest:
+            most = largest
+        if most == 0:
+            return 0
+        end = self.queues.record[lane * FIELDS + FIRST] - margin
+        hard = end - free
+        budget = end - now - self.control
+        return self.models.fit(at, most, self.data, budget, hard)
+
     def _firm(self, lane: int) -> None:
         """List the lane at its true opening; the next arrival forms it."""
         self.queues.record[lane * FIELDS + UNTIL] = -1
@@ -162,6 +190,14 @@ class Lanes:
             n = self.queues.count(lane)
             self.lane_size[lane] = n
             self.pending.put(lane, self._opening(lane, n))
+
+    def plan_lane(self, lane: int, early: int, guard: int, target: int) -> None:
+        """What the slow loop says of a lane; its candidate keeps what it was formed with."""
+        self._firm(lane)
+        self.lane_early[lane] = early
+        self.lane_guard[lane] = guard
+        self.lane_target[lane] = target
+        self.lane_target_sample[lane] = PLANNED
 
     def _firm_all(self) -> None:
         """What candidates are formed with is about to change; they keep what they were formed with."""

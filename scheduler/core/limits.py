@@ -28,6 +28,8 @@ SAMPLE_NS = 50_000_000
 """Length of one sample of the arrival rate."""
 PLANNED = LAST_TIME // SAMPLE_NS + 1
 """A sample later than all: the target of that lane is set by a plan."""
+TAPE = 4096
+"""Arrivals that a core records between two looks of its slow loop."""
 SAMPLES = 100
 """Whole samples behind a rate."""
 SMALLEST_RING = 16

@@ -108,6 +108,8 @@ class Core(Fleet):
             raise ValueError("columns of different lengths")
         now = self._clock(now)
         fresh = not again
+        if self.taped < self.tape_room and fresh:
+            self._record(now, m, d)
         self.submitted += n
         capacity = self.models.capacity
         farthest = now + self.horizon
@@ -199,10 +201,28 @@ class Core(Fleet):
         plain.fetch_signed(self.lane_open, lane)
         plain.fetch_signed(self.pending.place, lane)
 
+    def _record(self, now: int, model: memoryview, deadline: memoryview) -> None:
+        """Put down these arrivals, as far as there is room, for the slow loop."""
+        n = len(model)
+        to = self.taped
+        if n > self.tape_room - to:
+            n = self.tape_room - to
+        for i in range(n):
+            self.tape_at[to + i] = now
+            self.tape_model[to + i] = model[i]
+            self.tape_deadline[to + i] = deadline[i]
+        self.taped = to + n
+
     def arrive(self, now: int, model: int, deadline: int, key: int) -> None:
         """One fresh request of priority 0 arrives: what :meth:`submit` does for columns of one."""
         now = self._clock(now)
         self.submitted += 1
+        taped = self.taped
+        if taped < self.tape_room:
+            self.tape_at[taped] = now
+            self.tape_model[taped] = model
+            self.tape_deadline[taped] = deadline
+            self.taped = taped + 1
         lane = -1
         if model < self.models.capacity:
             lane = self.lane_of[model * PRIORITIES]

@@ -67,7 +67,8 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Per model: ``full`` and ``sustain``, batch sizes; ``waits``; the drop ``target``; ``guard`` K.
+    """Per model: ``full`` and ``sustain``, batch sizes; ``waits``; ``guard`` K; two targets of the window
+    drop, ``target`` after the dispersion and ``usual``, that of the other policies.
 
     guard_ns: a GPU that is free within that time counts as free for the guard. gpus: early starts are
     for so many GPUs only. scale: the largest y such that the GPUs carry y times the rates.
@@ -77,6 +78,7 @@ class Plan:
     sustain: Ints
     waits: npt.NDArray[np.bool_]
     target: Ints
+    usual: Ints
     guard: Ints
     guard_ns: int
     gpus: int
@@ -141,21 +143,38 @@ def drop_target(load: Load, fluid: Floats) -> Ints:
     """The share of the fluid batches that carries most where ``LOSS`` is lost at random.
 
     A lane with a backlog room of R batches, seen as a diffusion between an empty and a full queue,
-    loses ``LOSS`` when it is loaded to 1 − δ, with δ/(exp(2 δ R) − 1) = LOSS. Large batches carry more
-    and leave less room.
+    loses ``LOSS`` when it is loaded to 1 − δ, with δ/(exp(2 δ R) − 1) = LOSS. Bursts use R up as many times
+    faster as the variance is larger: R is divided by the dispersion. Large batches carry more and leave
+    less room; where none leaves enough, the smallest are best.
     """
     best = np.ones_like(load.at)
     most = -1.0
-    for step in range(6):
-        batch = np.clip(np.rint((0.5 + 0.1 * step) * fluid).astype(np.int64), 1, load.most)
+    for step in range(14):
+        batch = np.clip(np.rint((0.35 + 0.05 * step) * fluid).astype(np.int64), 1, load.most)
         length = load.latency(batch)
         carried = load.gpus / max(float((load.rate * length / batch).sum()), 1e-12)
         backlog = float((carried * load.rate * (load.budget - length)).sum())
-        room = max(1.0, 0.5 * (backlog - 0.75 * float(batch.sum())))
-        value = carried * (1.0 - _spare(room))
+        room = 0.5 * (backlog - 0.75 * float(batch.sum()))
+        room = max(1.0, room / max(1.0, load.dispersion))
+        spare = _spare(room)
+        value = carried * (1.0 - spare) if spare < 0.99 else 0.0
         if value > most:
             most, best = value, batch
     return best
+
+
+def usual_target(load: Load) -> Ints:
+    """The target of the other policies: the largest b with l(b) + b·data + b/rate ≤ budget, at least 1."""
+    gap = 1.0 / load.rate + load.data
+    low = np.ones_like(load.at)
+    high = load.most.copy()
+    while (low < high).any():
+        middle = (low + high + 1) // 2
+        fits = load.latency(middle) + middle * gap <= load.budget
+        low = np.where(fits, middle, low)
+        high = np.where(fits, high, middle - 1)
+        high = np.maximum(low, high)
+    return low
 
 
 def _spare(room: float) -> float:
@@ -196,7 +215,9 @@ def make_plan(load: Load, dial: float = 0.0) -> Plan:
     worth = np.minimum(worth, sustaining(load, shared / (1.0 + surge)))
     sustain = np.minimum(np.maximum(sustaining(load, BUSY * shared), worth), full)
     guard, guard_ns = _guard(load, sustain, one)
-    return Plan(full, sustain, waits, drop_target(load, fluid), guard, guard_ns, gpus, scale)
+    return Plan(
+        full, sustain, waits, drop_target(load, fluid), usual_target(load), guard, guard_ns, gpus, scale
+    )
 
 
 def _guard(load: Load, sustain: Ints, one: Floats) -> tuple[Ints, int]:

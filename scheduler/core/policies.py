@@ -141,6 +141,10 @@ class Adaptive(Policy):
         self.name = "adaptive"
         self.dial = dial
 
+    def calm(self, target: int, most: int) -> int:
+        """Until the batch is full; the queue from which the lane may start early, if less, is the lane's."""
+        return most
+
 
 def make_tuner(policy: Policy) -> Tuner | None:
     """The slow loop of the policy; None where it has none."""

@@ -198,23 +198,6 @@ class Window(Lanes):
         self.work += length
         return True
 
-    def _form(self, lane: int, at: int, now: int, free: int, margin: int) -> int:
-        """Largest batch from the head of the queue that ends in time on a GPU free from ``free``.
-
-        Here as in the rules below, ``margin`` is everything kept free before a deadline, the result's way
-        among it.
-        """
-        most = self.queues.count(lane)
-        largest = self.models.max_batch[self.lane_model[lane]]
-        if most > largest:
-            most = largest
-        if most == 0:
-            return 0
-        end = self.queues.record[lane * FIELDS + FIRST] - margin
-        hard = end - free
-        budget = end - now - self.control
-        return self.models.fit(at, most, self.data, budget, hard)
-
     def _give_up(self, lane: int, at: int, now: int, free: int, margin: int) -> None:
         """The window drop: give up the head where it would keep the batch small.
 
@@ -279,11 +262,14 @@ class Window(Lanes):
         if not self.steady[model]:
             taker = self._taker(lane, model, now)
             if taker < 0:
-                # None could serve the head well: it is as late as that on every type.
-                if self._reduce(lane, model, kind, now) < 0:
+                # None could serve the head well; perhaps it has expired, and the next one is better off.
+                if self._expire(lane, model, now) == 0:
                     return
-                n = queues.count(lane)
                 taker = self._taker(lane, model, now)
+                if taker < 0:
+                    self._reduce(lane, model, kind, now)
+                    taker = self._taker(lane, model, now)
+                n = queues.count(lane)
             if taker >= 0:
                 kind = taker
                 at = models.table[model * TYPES + kind]
@@ -313,6 +299,8 @@ class Window(Lanes):
         if n >= self.lane_early[lane] and self.gpus.room(now, model, self.lane_guard[lane]):
             opens = now
         calm = self.policy.calm(target, most) if self.steady[model] else 0
+        if calm > self.lane_early[lane]:
+            calm = self.lane_early[lane]
         self.lane_size[lane] = size
         self.lane_head[lane] = head
         self.lane_at[lane] = at
@@ -376,11 +364,20 @@ class Window(Lanes):
         That is the model's fastest type, or one that can serve the head well. Returns -1 if the lane is
         empty now, else 0.
         """
+        if self._expire(lane, model, now) == 0:
+            return -1
+        at = self.models.table[model * TYPES + kind]
+        margin = self.margin + self.type_margin[kind] + self.result
+        if kind == self.fast[model] and self.lane_waits[lane]:
+            self._give_up(lane, at, now, now, margin)
+        self.lane_size[lane] = self._form(lane, at, now, now, margin)
+        return 0
+
+    def _expire(self, lane: int, model: int, now: int) -> int:
+        """Drop what could not finish even alone on the model's fastest type; returns how many are left."""
         queues = self.queues
-        models = self.models
         fast = self.fast[model]
-        at = models.table[model * TYPES + fast]
-        alone = now + self.control + self.data + models.latency[at + 1]
+        alone = now + self.control + self.data + self.models.latency[self.fast_at[model] + 1]
         alone += self.margin + self.type_margin[fast] + self.result
         n = queues.count(lane)
         drops = 0
@@ -390,10 +387,4 @@ class Window(Lanes):
             self._drop(lane, drops, EXPIRED)
             if drops == n:
                 self._rest(lane)
-                return -1
-        at = models.table[model * TYPES + kind]
-        margin = self.margin + self.type_margin[kind] + self.result
-        if kind == fast and self.lane_waits[lane]:
-            self._give_up(lane, at, now, now, margin)
-        self.lane_size[lane] = self._form(lane, at, now, now, margin)
-        return 0
+        return n - drops

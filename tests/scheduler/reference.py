@@ -107,7 +107,8 @@ class Reference:
         self.wait = int(float(settings[0]) * 1e6) if settings else 0
         self.tuner = Tuner(float(settings[0]) if settings else 0.0) if self.policy == "adaptive" else None
         self.tune_at, self.work, self.guard_ns, self.spare = 0, 0, 0, 0
-        self.planned: list[tuple[Lane, int]] = []
+        self.tape: list[tuple[int, int, int]] = []  # when, model, deadline: what the slow loop asked for
+        self.tape_room, self.submitted = 0, 0
         self.preferred = int(settings[1]) if len(settings) > 1 else 0
         self.control, self.data, self.result, self.margin = control_ns, data_ns, result_ns, margin_ns
         self.max_queue, self.horizon, self.overdue = max_queue, horizon_ns, overdue_ns
@@ -229,6 +230,10 @@ class Reference:
         again: bool = False,
     ) -> None:
         self.clock(now)
+        self.submitted += len(model)
+        if self.tuner and not again:
+            self.tape += [(self.now, m, d) for m, d in zip(model, deadline, strict=True)]
+            del self.tape[self.tape_room :]
         ranks = [0] * len(model) if priority is None else [min(p, 3) for p in priority]
         touched: list[Lane] = []
         for m, d, k, p in zip(model, deadline, key, ranks, strict=True):

@@ -13,6 +13,8 @@ import numpy as np
 from scheduler.core.adaptive import Tuner
 from scheduler.core.limits import SAMPLE_NS, SAMPLES
 from scheduler.core.plans import Load
+from scheduler.core.rehearsal import Scene
+from scheduler.core.rules import Numbers, numbers, spare
 
 if TYPE_CHECKING:
     from reference import Gpu, Lane, Reference
@@ -29,23 +31,36 @@ def room(core: Reference, lane: Lane) -> bool:
 
 
 def tune(core: Reference, tuner: Tuner) -> None:
-    """The plan itself is the core's; what it is made from and what becomes of it are found here."""
+    """The plan and the rehearsals are the core's; what they are made from and what becomes of them is not."""
     live = [gpu for gpu in core.gpus.values() if gpu.live]
     due = tuner.look(core.now, core.work, len(live))
     core.work = 0
     if due:
         plan(core, tuner, live)
     if tuner.plan is not None:
-        early = tuner.early(tuner.plan)
-        for lane, row in core.planned:
-            lane.early = int(early[row])
-    core.tune_at = tuner.next_look()
+        at, model, deadline = zip(*core.tape, strict=True) if core.tape else ((), (), ())
+        columns = np.array(at, np.int64), np.array(model, np.uint32), np.array(deadline, np.int64)
+        core.tape_room = tuner.rehearse(core.now, core.submitted, columns)
+        chosen, idle = tuner.losses.chosen, tuner.idle.share
+        if tuner.told.differs(len(core.lanes), chosen, tuner.plan, idle):
+            install(core, tuner, numbers(chosen, tuner.plan, tuner.told.pressed))
+            core.guard_ns, core.spare = tuner.plan.guard_ns, spare(tuner.plan, len(live))
+    core.tape = []
+    core.tune_at = tuner.idle.next_look()
+
+
+def install(core: Reference, tuner: Tuner, told: Numbers) -> None:
+    for lane in core.lanes.values():
+        row = int(tuner.row[lane.model]) if lane.model < len(tuner.row) else -1
+        if row >= 0 and lane.model in core.models:
+            lane.early, lane.guard = int(told.early[row]), int(told.guard[row])
+            lane.target = min(int(told.target[row]), core.models[lane.model].max_batch)
+            lane.planned = True
 
 
 def plan(core: Reference, tuner: Tuner, live: list[Gpu]) -> None:
     sample = core.now // SAMPLE_NS
     rates: dict[int, float] = {}
-    planned: list[tuple[Lane, int]] = []
     squares = offered = 0.0
     for lane in core.lanes.values():
         if lane.looked < 0 or not core.serving(lane.model):
@@ -57,11 +72,10 @@ def plan(core: Reference, tuner: Tuner, live: list[Gpu]) -> None:
         counts = [lane.arrivals.count(sample - 1 - i) for i in range(whole)]
         rates.setdefault(lane.model, 0.0)
         rates[lane.model] += sum(counts) * 1e9 / (whole * SAMPLE_NS)
-        planned.append((lane, list(rates).index(lane.model)))
         if whole >= 2:
             squares += sum(c * c for c in counts) - sum(counts) * sum(counts) / whole
             offered += sum(counts) * (whole - 1) / whole
-    if not planned or not live:
+    if not rates or not live:
         return
     tables = [mean_table(core, model) for model in rates]
     budgets = []
@@ -79,11 +93,25 @@ def plan(core: Reference, tuner: Tuner, live: list[Gpu]) -> None:
         len(live),
         squares / offered if offered > 0 else 1.0,
     )
-    made = tuner.adopt(load)
-    core.planned = planned
-    core.guard_ns, core.spare = made.guard_ns, tuner.spare(len(live))
-    for lane, row in planned:
-        lane.target, lane.planned, lane.guard = int(made.target[row]), True, int(made.guard[row])
+    row = np.full(max(rates) + 1, -1, np.int64)
+    row[list(rates)] = range(len(rates))
+    tuner.adopt(load, row, scene(core))
+
+
+def scene(core: Reference) -> Scene:
+    """What can be rehearsed with."""
+    models = tuple(
+        (
+            number,
+            model.slo,
+            model.max_batch,
+            tuple((kind, np.array(model.tables[kind], np.int64).tobytes()) for kind in sorted(model.tables)),
+        )
+        for number, model in sorted(core.models.items())
+    )
+    gpus = tuple((gpu.kind, gpu.models) for _, gpu in sorted(core.gpus.items()) if gpu.live)
+    margins = tuple((kind, margin) for kind, margin in sorted(core.type_margin.items()) if margin)
+    return Scene(models, gpus, core.control, core.data, core.result, core.margin, margins)
 
 
 def mean_table(core: Reference, model: int) -> Any:

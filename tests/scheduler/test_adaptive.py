@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from rig import CORES, MS, Rig, Stream, linear, random_settings
 
-from scheduler.core.adaptive import FIRST_NS, Tuner
+from scheduler.core.adaptive import FIRST_NS
 from scheduler.core.machine import Core
 from scheduler.core.plans import Load, fluid_batch, make_plan, saturation
 from scheduler.core.policies import make_policy
+from scheduler.core.rules import Idle, numbers, planned_early, pressure
 
 ALPHA, BETA = 1.082, 5.204
 """ResNet-50 of the Symphony paper's scheduler benchmark, ms."""
@@ -98,23 +99,19 @@ def test_a_dial_out_of_range(name: str) -> None:
 
 
 def test_the_idle_share_follows_the_work() -> None:
-    tuner = Tuner()
-    tuner.look(0, 0, 8)
+    idle = Idle()
+    idle.note(0, 0, 8)
     for i in range(1, 200):
-        tuner.look(i * 10 * MS, 6 * 10 * MS, 8)  # 6 of 8 GPUs are busy
-    assert tuner.idle == pytest.approx(0.25, abs=0.01)
+        idle.note(i * 10 * MS, 6 * 10 * MS, 8)  # 6 of 8 GPUs are busy
+    assert idle.share == pytest.approx(0.25, abs=0.01)
     for i in range(200, 400):
-        tuner.look(i * 10 * MS, 0, 8)
-    assert tuner.idle > 0.99
+        idle.note(i * 10 * MS, 0, 8)
+    assert idle.share > 0.99
 
 
 def test_fewer_idle_gpus_ask_for_larger_batches() -> None:
-    tuner = Tuner()
-    plan = tuner.adopt(load([5000.0], 8))
-    sizes = []
-    for idle in (1.0, 0.15, 0.12, 0.0):
-        tuner.idle = idle
-        sizes.append(int(tuner.early(plan)[0]))
+    plan = make_plan(load([5000.0], 8))
+    sizes = [int(planned_early(plan, pressure(idle))[0]) for idle in (1.0, 0.15, 0.12, 0.0)]
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (plan.sustain[0], plan.full[0])
 
@@ -142,8 +139,9 @@ def test_a_plan_sets_the_lanes(core_type: type[Core]) -> None:
     for key, t in enumerate(range(0, 2 * FIRST_NS, MS // 4), 1):  # 4,000 requests/s
         core.arrive(t, 0, t + 50 * MS, key)
     assert core.tuner.plan is not None
-    assert core.lane_target[0] == core.tuner.plan.target[0] > 1
-    assert core.lane_early[0] == core.tuner.early(core.tuner.plan)[0]
+    told = numbers(core.tuner.losses.chosen, core.tuner.plan, core.tuner.told.pressed)
+    assert core.lane_target[0] == told.target[0] > 1
+    assert core.lane_early[0] == told.early[0]
 
 
 @pytest.mark.parametrize("seed", range(10))
