@@ -198,12 +198,13 @@ def pack(
         if place >= 0:
             where = placement.setdefault(item.model, {})
             where[shards[place]] = where.get(shards[place], 0.0) + item.share
+    wanted: dict[int, float] = {}
     for item in items:
-        if item.model in placement:
-            where = placement[item.model]
-            total = sum(where.values())
-            if total < 1 - 1e-9 and item.share == 1.0:
-                placement[item.model] = {s: share / total for s, share in where.items()}
+        wanted[item.model] = wanted.get(item.model, 0.0) + item.share
+    for m, share in wanted.items():  # a part that found no memory goes where the others are
+        total = sum(placement.get(m, {}).values())
+        if share > 1 - 1e-9 and 0 < total < 1 - 1e-9:
+            placement[m] = {s: part / total for s, part in placement[m].items()}
 
 
 def _packed(

@@ -101,3 +101,17 @@ def test_constant_load_moves_nothing(cluster: Cluster) -> None:
     assert (again.moved, again.placements, again.gpus) == (0, plan.placements, plan.gpus)
     # A plan in force may run a little above the planned headroom, so it never serves less.
     assert sum(again.unserved.values()) <= sum(plan.unserved.values()) * (1 + 1e-3) + 1e-3
+
+
+def test_a_part_that_finds_no_memory_goes_where_the_rest_of_its_model_is() -> None:
+    """Two shards of 1,000 MB: with 258 and 717 MB on one there is no room for a half of the first there."""
+    models = (
+        Model("m0", 461.7, 20, {"a": Profile.linear(3.959, 7.497, 14)}, 400),
+        Model("m1", 0.0, 400, {"a": Profile.linear(3.032, 0.85, 8)}, 258),
+        Model("m2", 889.3, 20, {"a": Profile.linear(0.591, 0.0, 27)}, 717),
+        Model("m3", 0.1, 5, {"a": Profile.linear(4.981, 1.1, 11)}, 4_661),
+    )
+    cluster = Cluster(("s0", "s1"), (GpuGroup("a", 7, 1_000),), models, headroom=0.8, spares=True)
+    plan = allocate(cluster, time_limit_s=2)
+    check(cluster, plan, cluster.headroom)
+    assert plan.unserved == {"m3": 0.1}
