@@ -58,6 +58,8 @@ MAX_SUBMIT_BYTES: Final = 4 << 20
 SUBMIT_BUFFER: Final = 1 << 20
 SUBMITS_PER_TURN: Final = 300
 """Messages that are read before the shard acts: with a backlog, answers must not wait for all of it."""
+BACKLOG_SHARE: Final = 4
+"""With a backlog, what has waited for its objective divided by this is refused."""
 BACKLOG_ROUNDS: Final = 16
 """So many times as many are read in one turn at most while most of them are refused for their age."""
 WAIT, TIMERS, MEMBERS, COMPLETIONS, SUBMITS, ACT, LEARN = range(7)
@@ -305,13 +307,14 @@ class Shard:
         return requests
 
     def _shed(self, now: int, requests: wire.Submitted) -> wire.Submitted:
-        """With a backlog on the link, refuse what has waited for half of its objective.
+        """With a backlog on the link, refuse what has waited for a quarter of its objective.
 
         Served in the order of arrival, a backlog makes every request late: the shard would work for
-        nothing as long as more is offered than it takes. What is left here still makes good batches. While
+        nothing as long as more is offered than it takes. What is left here still makes large batches. While
         most is refused the link is read on at once, until what comes is young again.
         """
-        old = requests.deadline - now < self.table.slo_ns(requests.model.astype(np.int64)) // 2
+        slo = self.table.slo_ns(requests.model.astype(np.int64))
+        old = requests.deadline - now < slo - slo // BACKLOG_SHARE
         if not np.count_nonzero(old):
             return requests
         n = int(np.count_nonzero(old))

@@ -122,8 +122,10 @@ class ModelTable:
 
     def slo_ns(self, number: Ids) -> Ids:
         """The objectives of these models; 0 for those that are not in the table."""
-        found = np.zeros(number.size, np.int64)
         known = number < self._slo.size
+        if known.all():
+            return self._slo[number]
+        found = np.zeros(number.size, np.int64)
         found[known] = self._slo[number[known]]
         return found
 
