@@ -19,6 +19,9 @@ PIP := $(PY) -m pip install --disable-pip-version-check --no-input -c constraint
 # Options for the commands behind the targets, e.g. `make test ARGS="-k wire -x"`.
 ARGS ?=
 
+# Test files that run at the same time.
+JOBS ?= 2
+
 .PHONY: help env demo test lint bench clean
 .DEFAULT_GOAL := help
 
@@ -49,7 +52,8 @@ demo: $(STAMP)
 	@$(PY) -m symphony demo $(ARGS)
 
 test: $(STAMP)
-	@$(PY) -m pytest $(ARGS)
+	@echo "test: $(JOBS) files at a time; minutes"
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	@echo "lint: ruff check" && $(PY) -m ruff check .
