@@ -38,8 +38,9 @@ def _config(shards: int = SHARDS, workers: int = SHARDS, models: int = MODELS) -
     per = models // shards
     lines = [
         "broker: {heartbeat_ms: 100, lease_ms: 1500}",
-        # Margins for a busy machine: what is deferred to the last moment must stand its lateness.
-        f"scheduler: {{shards: {shards}, timer_margin_us: 50000, result_latency_us: 50000}}",
+        # Eager, and with margins for a busy machine: ten models on two GPUs collide where all wait for the
+        # last moment, and what is bad here should be the change's.
+        f"scheduler: {{policy: eager, shards: {shards}, timer_margin_us: 50000, result_latency_us: 50000}}",
         f"epoch: {{seconds: {EPOCH_S}, window_s: 3, least_s: 2, settle_s: 1.0, grace_s: 0.5}}",
         "models:",
     ]
@@ -63,7 +64,7 @@ def _tight(gpus: int) -> str:
     """GPUs that hold a shard's ten models and no more: where the load goes, GPUs have to follow."""
     lines = [
         "broker: {heartbeat_ms: 100, lease_ms: 1500}",
-        f"scheduler: {{shards: {SHARDS}, timer_margin_us: 50000, result_latency_us: 50000}}",
+        f"scheduler: {{policy: eager, shards: {SHARDS}, timer_margin_us: 50000, result_latency_us: 50000}}",
         f"epoch: {{seconds: {EPOCH_S}, window_s: 3, least_s: 2, settle_s: 1.0, grace_s: 0.5}}",
         "models:",
     ]
