@@ -48,58 +48,65 @@ class Stream:
 
     Args:
         sock: PUSH to the shard's submit.
-        shard: its record.
+        head: the first fields of every message.
         models: indexes of its models, which get equal shares.
         rate: requests per second.
         size: requests per message.
+        slo_ns: from arrival to deadline.
     """
 
-    def __init__(self, sock: Sock, shard: Member, models: list[int], rate: float, size: int) -> None:
+    def __init__(
+        self, sock: Sock, head: tuple[int, ...], models: list[int], rate: float, size: int, slo_ns: int
+    ) -> None:
         self.refused = 0
         self._sock = sock
-        self._incarnation = shard.incarnation
+        self._head = head
+        self._slo_ns = slo_ns
         rng = np.random.default_rng(size)
-        self._passed = np.cumsum(rng.standard_exponential(TABLE))
+        self._passed_ns = np.cumsum(rng.standard_exponential(TABLE) * (1e9 / rate)).astype(np.int64)
         self._drawn = np.array(models, np.uint32)[rng.integers(0, len(models), TABLE)]
-        self._gap_ns = 1e9 / rate
+        self._rate = rate / 1e9
         self._size = size
-        self._next = 0.0
+        self._next = 0
         self._model = np.zeros(0, np.uint32)
-        self._arrival = np.zeros(0, np.int64)
+        self._deadline = np.zeros(0, np.int64)
 
     def start(self, now: int) -> None:
         """Arrivals begin."""
-        self._next = float(now)
+        self._next = now
 
-    def tick(self, now: int, slo_ns: int, slot: int, books: Books, rng: np.random.Generator) -> None:
+    def tick(self, now: int, books: Books, rng: np.random.Generator) -> None:
         """Draw what has arrived by ``now`` (cluster ns) and send it in messages of the stream's size."""
-        want = max(0.0, now - self._next) / self._gap_ns
+        lasted = max(0, now - self._next)
+        want = lasted * self._rate
         most = min(int(want + 6 * want**0.5 + 16), TABLE // 2)
         at = int(rng.integers(0, TABLE - most))
-        times = self._passed[at + 1 : at + most] - self._passed[at]
-        n = int(times.searchsorted((now - self._next) / self._gap_ns, "right"))
-        arrival = (times[:n] * self._gap_ns).astype(np.int64) + int(self._next)
-        arrival = np.concatenate((self._arrival, arrival))
+        passed_ns = self._passed_ns[at + 1 : at + most]
+        began = int(self._passed_ns[at])
+        n = int(passed_ns.searchsorted(began + lasted, "right"))
+        deadline = passed_ns[:n] + (self._next - began + self._slo_ns)
         # Exponential gaps have no memory: what is drawn beyond now may be drawn again.
-        self._next = float(now)
+        self._next = now
         at = int(rng.integers(0, TABLE - n))
-        model = np.concatenate((self._model, self._drawn[at : at + n]))
-        take = arrival.size - arrival.size % self._size
-        if arrival.size > take and now - arrival[take] > HOLD_NS:
-            take = arrival.size
-        self._arrival, self._model = arrival[take:], model[take:]
+        model = self._drawn[at : at + n]
+        if self._deadline.size:
+            deadline = np.concatenate((self._deadline, deadline))
+            model = np.concatenate((self._model, model))
+        take = deadline.size - deadline.size % self._size
+        if deadline.size > take and now + self._slo_ns - deadline[take] > HOLD_NS:
+            take = deadline.size
+        self._deadline, self._model = deadline[take:], model[take:]
         if take:
-            self._send(arrival[:take] + slo_ns, model[:take], slot, books)
+            self._send(deadline[:take], model[:take], books)
 
-    def _send(self, deadline: wire.I64, model: wire.U32, slot: int, books: Books) -> None:
-        keys = books.offer(deadline) | np.uint64(slot << wire.SLOT_SHIFT)
-        models, deadlines, key_bytes = model.tobytes(), deadline.tobytes(), keys.tobytes()
-        head = (wire.SUBMIT, wire.VERSION, self._incarnation, slot)
-        for at in range(0, keys.size, self._size):
-            end = at + self._size
+    def _send(self, deadline: wire.I64, model: wire.U32, books: Books) -> None:
+        keys = books.offer(deadline)
+        models, deadlines, key_bytes = (memoryview(c).cast("B") for c in (model, deadline, keys))
+        packb, head, size = msgpack.packb, self._head, self._size
+        for at in range(0, keys.size, size):
+            end = at + size
             columns = (models[4 * at : 4 * end], deadlines[8 * at : 8 * end], key_bytes[8 * at : 8 * end])
-            frame = msgpack.packb((*head, *columns, None))
-            if not send(self._sock, frame):  # what a client calls OVERLOADED
+            if not send(self._sock, packb((*head, *columns, None))):  # what a client calls OVERLOADED
                 refused = keys[at:end]
                 self.refused += refused.size
                 books.answer(refused, np.full(refused.size, Status.OVERLOADED, np.uint8), 0)
@@ -156,15 +163,15 @@ class Generator:
     def _load(self, bus: Bus, shards: list[Member]) -> dict[str, Any]:
         o = self._options
         room = 1 << int(np.ceil(np.log2(max(1024.0, o.rate * (1.5 * self._slo_ns + GRACE_NS) / 1e9))))
-        first = time.time_ns() >> 14
-        books = Books(first, room)
+        slot = self._membership.me.slot
+        assert slot is not None
+        books = Books(slot << wire.SLOT_SHIFT | time.time_ns() >> 14, room)
         streams = []
         for i, shard in enumerate(shards):
             sock = bus.connect(zmq.PUSH, shard.endpoints["submit"], hwm=SUBMIT_HWM)
             models = [shard.models.index(name) for name in sorted(self._names(i))]
-            streams.append(Stream(sock, shard, models, o.rate / len(shards), o.submit_size))
-        slot = self._membership.me.slot
-        assert slot is not None
+            head = (wire.SUBMIT, wire.VERSION, shard.incarnation, slot)
+            streams.append(Stream(sock, head, models, o.rate / len(shards), o.submit_size, self._slo_ns))
         self._waiter.wait(time.monotonic_ns() + 300_000_000)  # for the links to stand
         keep_collector_out()
         start = self._clock.now()
@@ -182,7 +189,7 @@ class Generator:
                 books.count_from_here()
                 print("measuring", file=sys.stderr, flush=True)
             for stream in streams:
-                stream.tick(now, self._slo_ns, slot, books, self._rng)
+                stream.tick(now, books, self._rng)
             self._read(books)
             self._membership.step(time.monotonic_ns())
             ended = time.monotonic_ns()
