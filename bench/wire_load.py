@@ -101,7 +101,7 @@ class Stream:
 
     def _send(self, deadline: wire.I64, model: wire.U32, books: Books) -> None:
         keys = books.offer(deadline)
-        models, deadlines, key_bytes = (memoryview(c).cast("B") for c in (model, deadline, keys))
+        models, deadlines, key_bytes = (c.data.cast("B") for c in (model, deadline, keys))
         packb, head, size = msgpack.packb, self._head, self._size
         for at in range(0, keys.size, size):
             end = at + size
