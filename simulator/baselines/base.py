@@ -25,6 +25,7 @@ class Base(ABC):
         self.decisions = Decisions()
         self.queues: list[list[Request]] = [[] for _ in cluster.models]
         self.queued = 0
+        self.changes = [0] * len(cluster.models)  # of queues: what is known of one holds until its next
         self.free = [0] * len(cluster.gpu_type)
         self.out: list[deque[tuple[int, int, int]]] = [
             deque() for _ in cluster.gpu_type
@@ -55,6 +56,7 @@ class Base(ABC):
         else:
             queue.append((finish, key))
         self.queued += 1
+        self.changes[model] += 1
         self.expires = min(self.expires, finish - self.fastest[model])
         self.decide(now)
 
@@ -116,6 +118,7 @@ class Base(ABC):
         keys = [key for _, key in queue[first : first + size]]
         del queue[first : first + size]
         self.queued -= size
+        self.changes[model] += 1
         start = self.start(now, gpu, size)
         length = self.latency(model, gpu, size)
         self.number += 1
@@ -130,15 +133,17 @@ class Base(ABC):
         self.decisions.dropped += [key for _, key in queue[:size]]
         del queue[:size]
         self.queued -= size
+        self.changes[model] += 1
 
     def drop_expired(self, now: int) -> None:
         """Give up what could not end in time even alone on the GPU where it would end first."""
-        sent = now + self.lead(1)
-        if max(sent, max(self.free)) <= self.expires:
-            return
-        starts = {
-            kind: max(sent, min([self.free[gpu] for gpu in gpus])) for kind, gpus in self.of_type.items()
-        }
+        sent = now + self.cluster.control + self.cluster.data
+        if self.one_type:
+            starts = {self.cluster.gpu_type[0]: max(sent, min(self.free))}
+        else:
+            starts = {
+                kind: max(sent, min([self.free[gpu] for gpu in gpus])) for kind, gpus in self.of_type.items()
+            }
         if max(starts.values()) <= self.expires:
             return
         self.expires = NEVER

@@ -21,13 +21,17 @@ themselves; ``clockwork:N`` allows batches of powers of two up to N, beyond the 
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 
 from simulator.system import NEVER, Cluster
 
 from .base import Base
 
 PUBLISHED_LARGEST = 16
+
+Known = tuple[tuple[int, int, int], int, tuple[int, int, int, int] | None]
+"""A model's strategy: for which state of its queue, GPU's free time (ns) and type, and until when (ns) the
+passing of time does not change it: as long as its inputs would be there before the GPU is free."""
 
 
 class Clockwork(Base):
@@ -36,6 +40,7 @@ class Clockwork(Base):
     def __init__(self, cluster: Cluster, largest: int = PUBLISHED_LARGEST) -> None:
         super().__init__(cluster)
         self.sizes = [1 << i for i in range(largest.bit_length()) if 1 << i <= largest]
+        self.known: list[Known | None] = [None] * len(cluster.models)
 
     def decide(self, now: int) -> None:
         """Give every GPU that is open its next action."""
@@ -73,18 +78,31 @@ class Clockwork(Base):
         for model, queue in enumerate(self.queues):
             if not queue:
                 continue
-            most = min(len(queue), self.cluster.models[model].max_batch)
-            required = NEVER
-            chosen: tuple[int, int] | None = None
-            for size in reversed(self.sizes):
-                if size > most:
-                    continue
-                length = self.latency(model, gpu, size)
-                first = bisect_left(queue, (self.start(now, gpu, size) + length, 0))
-                if chosen is None and len(queue) - first >= size:
-                    chosen = size, first
-                if chosen is not None and first < len(queue):
-                    required = min(required, queue[first][0] - length)
-            if chosen is not None and (best is None or required < best[0]):
-                best = required, model, *chosen
+            state = self.changes[model], self.free[gpu], self.cluster.gpu_type[gpu]
+            known = self.known[model]
+            if known is None or known[0] != state or known[1] < now:
+                known = self.known[model] = self._strategy(now, model, state)
+            found = known[2]
+            if found is not None and (best is None or found[0] < best[0]):
+                best = found
         return best
+
+    def _strategy(self, now: int, model: int, state: tuple[int, int, int]) -> Known:
+        """The strategy of one model, with what it holds for."""
+        _, free, kind = state
+        queue = self.queues[model]
+        spec = self.cluster.models[model]
+        table = spec.latency[kind]
+        control, data = self.cluster.control, self.cluster.data
+        sizes = self.sizes[: bisect_right(self.sizes, min(len(queue), spec.max_batch))]
+        until = free - control - sizes[-1] * data
+        required, chosen, begin = NEVER, 0, 0
+        for size in reversed(sizes):
+            length = table[size - 1]
+            start = free if now <= until else max(now + control + size * data, free)
+            first = bisect_left(queue, (start + length, 0))
+            if not chosen and len(queue) - first >= size:
+                chosen, begin = size, first
+            if chosen and first < len(queue):
+                required = min(required, queue[first][0] - length)
+        return state, until, (required, model, chosen, begin) if chosen else None

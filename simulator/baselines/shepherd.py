@@ -35,6 +35,10 @@ from .base import Base, Request
 LAMBDA = 3.03
 """The published threshold of preemption."""
 
+Known = tuple[tuple[int, int, int], int, int, int]
+"""A model's largest batch, as size and first position: for which state of its queue, GPU's free time (ns)
+and type, and until when (ns) it does not depend on the time: as long as inputs would be there first."""
+
 
 class Shepherd(Base):
     """FLEX over all GPUs."""
@@ -44,10 +48,13 @@ class Shepherd(Base):
         self.threshold = threshold
         self.from_head = from_head
         self.batches: dict[int, tuple[int, int, list[Request]]] = {}  # number → model, GPU, requests
+        self.smallest = 0  # no batch in there is smaller
+        self.known: list[Known | None] = [None] * len(cluster.models)
 
     def complete(self, now: int, gpu: int, number: int, finished: int) -> None:
         """Its requests are no longer held back for a preemption."""
-        self.batches.pop(number, None)
+        if number in self.batches:
+            self._forget(number)
         super().complete(now, gpu, number, finished)
 
     def decide(self, now: int) -> None:
@@ -82,7 +89,13 @@ class Shepherd(Base):
         best: tuple[int, int, int] | None = None
         for model, queue in enumerate(self.queues):
             if queue and (best is None or len(queue) > best[0]):
-                size, first = self._largest(queue, model, gpu, self.free[gpu], now)
+                state = self.changes[model], self.free[gpu], self.cluster.gpu_type[gpu]
+                known = self.known[model]
+                if known is None or known[0] != state or known[1] < now:
+                    size, first = self._largest(queue, model, gpu, self.free[gpu], now)
+                    known = state, self.free[gpu] - self.lead(len(queue)), size, first
+                    self.known[model] = known
+                _, _, size, first = known
                 if size and (best is None or size > best[0]):
                     best = size, model, first
         return best
@@ -110,7 +123,13 @@ class Shepherd(Base):
     def _run(self, now: int, model: int, gpu: int, first: int, size: int) -> None:
         requests = self.queues[model][first : first + size]
         number = self.send(now, model, gpu, first, size)
+        self.smallest = min(self.smallest, size) if self.batches else size
         self.batches[number] = (model, gpu, requests)
+
+    def _forget(self, number: int) -> None:
+        """The batch is no longer on its GPU."""
+        if len(self.batches.pop(number)[2]) == self.smallest:
+            self.smallest = min([len(requests) for _, _, requests in self.batches.values()], default=0)
 
     def _preempt(self, now: int, known: int) -> None:
         """Kill the smallest running batch for a candidate that is λ times as large, while there is one.
@@ -118,7 +137,7 @@ class Shepherd(Base):
         Batches with numbers above ``known`` were sent by this very decision.
         """
         longest = max(map(len, self.queues))
-        while self.queued:
+        while self.queued and longest >= (self.threshold - 1) * self.smallest:
             running = [
                 (len(requests), number)
                 for number, (_, gpu, requests) in self.batches.items()
@@ -142,10 +161,11 @@ class Shepherd(Base):
                 return
             size, chosen, first = found
             self.decisions.preempted.append(number)
-            del self.batches[number]
+            self._forget(number)
             self.out[gpu].clear()
             self.free[gpu] = now
             self.queues[model] = sorted(self.queues[model] + requests)
+            self.changes[model] += 1
             self.queued += len(requests)
             self._run(now, chosen, gpu, first, size)
             self.drop_expired(now)
