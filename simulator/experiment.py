@@ -289,11 +289,19 @@ def parse_experiment(content: Any, where: str, base: Path = Path(".")) -> Experi
 def explain(error: ValidationError) -> str:
     """The first few faults, each with its key as it stands in the file."""
     faults = []
-    for fault in error.errors()[:4]:
+    found = error.errors()
+    # A list whose items are all bad is also said to be too short.
+    spoilt = {fault["loc"][:1] for fault in found if len(fault["loc"]) > 1}
+    told = [fault for fault in found if fault["type"] != "too_short" or fault["loc"] not in spoilt]
+    for fault in told[:4]:
         key = ""
         for part in fault["loc"]:
             key += f"[{part}]" if isinstance(part, int) else f"{'.' if key else ''}{part}"
-        text = {"extra_forbidden": "unknown key", "missing": "missing"}.get(fault["type"])
+        text = {
+            "extra_forbidden": "unknown key",
+            "missing": "missing",
+            "too_short": "expected at least one",
+        }.get(fault["type"])
         if text is None:
             text = fault["msg"].removeprefix("Value error, ")
             if isinstance(fault["input"], int | float | str):

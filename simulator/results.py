@@ -113,20 +113,22 @@ def summarize(
 
     requests = np.stack([tally.offered, tally.good, tally.late])
     total = part(requests.sum(axis=1), of_all, batches.total())
-    total["fluid_ideal_rps"] = fluid_rps
+    whole = {
+        "fluid_ideal_rps": fluid_rps,
+        "seconds_simulated": experiment.seconds,
+        "wall_s": record.wall_s,
+        "requests_per_wall_s": tally.requests / record.wall_s,
+    }
+    rate = sum(spec.rate for spec in cluster.models)
     models = {
         spec.name: part(mine, latencies, counts)
+        | whole
+        | {"fluid_ideal_rps": fluid_rps * spec.rate / rate if fluid_rps and rate else None}
         for spec, mine, latencies, counts in zip(
             cluster.models, requests.T, of_models, batches.by_model(), strict=True
         )
     }
-    total |= {
-        "seconds_simulated": experiment.seconds,
-        "wall_s": record.wall_s,
-        "requests_per_wall_s": tally.requests / record.wall_s,
-        "events": record.events,
-        "events_per_wall_s": record.events / record.wall_s,
-    }
+    total |= whole | {"events": record.events, "events_per_wall_s": record.events / record.wall_s}
     head = {"policy": policy, "seed": experiment.seed, "gpus": gpus}
     if scaling is not None:
         total |= {"fluid_ideal_rps": None, "scaling": scaling}

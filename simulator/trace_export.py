@@ -13,17 +13,19 @@ from .system import NEVER, Cluster
 
 MOST = 200_000
 """Slices that are written; viewers are slow beyond."""
+PROCESS = 1
+"""Process and threads are numbered from 1: Perfetto takes number 0 for the kernel's idle task."""
 
 
 def trace_events(cluster: Cluster, record: Record) -> list[dict[str, Any]]:
     """The first :data:`MOST` batches in the Trace Event Format (times in µs from the beginning)."""
     events: list[dict[str, Any]] = [
-        {"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "GPUs"}},
+        {"ph": "M", "name": "process_name", "pid": PROCESS, "args": {"name": "GPUs"}},
     ]
     for gpu in range(len(cluster.gpu_type)):
-        events.append(
-            {"ph": "M", "name": "thread_name", "pid": 0, "tid": gpu, "args": {"name": f"GPU {gpu}"}}
-        )
+        track = {"ph": "M", "pid": PROCESS, "tid": gpu + 1}
+        events.append(track | {"name": "thread_name", "args": {"name": f"GPU {gpu}"}})
+        events.append(track | {"name": "thread_sort_index", "args": {"sort_index": gpu}})
     for i in range(min(MOST, len(record.start))):
         model = cluster.models[int(record.model[i])]
         lost = bool(record.answered[i] >= NEVER)
@@ -32,8 +34,8 @@ def trace_events(cluster: Cluster, record: Record) -> list[dict[str, Any]]:
                 "ph": "X",
                 "name": f"{model.name} × {record.size[i]}" + (" (lost)" if lost else ""),
                 "cat": "lost" if lost else "batch",
-                "pid": 0,
-                "tid": int(record.gpu[i]),
+                "pid": PROCESS,
+                "tid": int(record.gpu[i]) + 1,
                 "ts": (int(record.start[i]) - START_NS) / 1e3,
                 "dur": int(record.end[i] - record.start[i]) / 1e3,
                 "args": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,15 +97,18 @@ def command(
     from simulator.study import is_study
     from simulator.tables import csv_text
 
+    for file in (json_to, csv_to, trace_out):
+        if file not in (None, "-"):
+            _check_writable(Path(file))
     if is_study(experiment):
-        if policy or find or compare or trace_out:
+        if policy or find or compare is not None or trace_out:
             raise click.UsageError(
                 "a study says itself what is run: use --set study.compare=[…] and the like"
             )
         _study(experiment, dict(_setting(text) for text in settings), json_to, csv_to, plots)
         return
     what = load_experiment(experiment, dict(_setting(text) for text in settings))
-    names = [name.strip() for name in compare.split(",")] if compare else [policy or what.policy]
+    names = [policy or what.policy] if compare is None else [name.strip() for name in compare.split(",")]
     if trace_out is not None and (len(names) > 1 or find):
         raise click.UsageError("--trace-out goes with one policy and without --goodput")
     cluster = cluster_of(what)
@@ -119,7 +123,7 @@ def command(
         _write(csv_to, csv_text(results))
     if plots is not None:
         result_plots(plots, results)
-    if _wrote(json_to, results if compare else results[0]):
+    if _wrote(json_to, results[0] if compare is None else results):
         return
     _print(results, find)
 
@@ -262,6 +266,14 @@ def _progress() -> Iterator[Callable[[str], Note]]:
             return note
 
         yield add
+
+
+def _check_writable(path: Path) -> None:
+    """Fail before the long work, and leave what is there as it is."""
+    there = path.exists()
+    if path.is_dir() or not os.access(path if there else path.parent, os.W_OK):
+        reason = "it is a directory" if path.is_dir() else "no permission"
+        raise SymphonyError(f"cannot write {path}: {reason if path.parent.is_dir() else 'no such directory'}")
 
 
 def _write(path: Path, text: str) -> None:

@@ -40,7 +40,7 @@ def parse(model: dict[str, Any] | None = None, **top: Any) -> Any:
         ({}, {"gpus": []}, ["a number of GPUs or a list"]),
         ({}, {"seconds": 3, "warmup_s": 3}, ["warmup_s is 3", "less than seconds"]),
         ({}, {"models": [MODEL, MODEL]}, ["the name 'a' stands there twice"]),
-        ({}, {"models": []}, ["models:"]),
+        ({}, {"models": []}, ["models: expected at least one"]),
         ({}, {"network": {"jitter": 1}}, ["network.jitter: unknown key"]),
     ],
 )
@@ -49,6 +49,12 @@ def test_refusals_name_the_key(model: dict[str, Any], top: dict[str, Any], words
         parse(model, **top)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_one_fault_is_told_once() -> None:
+    with pytest.raises(ExperimentError) as caught:
+        parse({"rate": -1})
+    assert str(caught.value).endswith("greater than or equal to 0, not -1")
 
 
 def test_a_profile_that_lacks_the_gpu_type() -> None:

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from core_system import make_experiment
 
+from scheduler.core.machine import Core
+from scheduler.core.replay import Replay
+from simulator import engine
 from simulator.arrivals import START_NS, Arrivals
 from simulator.engine import Record, cluster_of
 from simulator.goodput import goodput, run_at_goodput, run_once
@@ -78,6 +81,8 @@ def test_the_stable_fields_are_there_in_total_and_per_model() -> None:
         assert key in result["models"]["r50-1"]
     for key in WHOLE:
         assert key in result
+        assert key in result["models"]["r50-1"]
+    assert result["models"]["r50-0"]["fluid_ideal_rps"] == pytest.approx(result["fluid_ideal_rps"] / 2)
     assert sum(part["offered"] for part in result["models"].values()) == result["offered"]
     json.dumps(result)
 
@@ -89,14 +94,36 @@ def test_the_warm_up_does_not_count() -> None:
     assert half["offered_rps"] == pytest.approx(3000, rel=0.1)
 
 
-def test_the_same_seed_gives_the_same_bytes() -> None:
-    def text() -> str:
-        result = run_once(make_experiment(5000, count=3, seconds=1), "deferred")
-        for key in ("wall_s", "requests_per_wall_s", "events_per_wall_s"):
-            del result[key]
-        return json.dumps(result)
+POLICIES = ["deferred", "eager", "target", "latest", "timeout:5", "timeout:10:16", "adaptive", "adaptive:1"]
+BASELINES = ["clockwork", "clockwork:64", "nexus", "nexus-replanned:0.3", "shepherd", "shepherd-head"]
 
-    assert text() == text()
+
+def text_of(policy: str) -> str:
+    """All that a noisy run gives, but for the fields about wall time."""
+    experiment = make_experiment(
+        4500,
+        count=3,
+        seconds=0.8,
+        network={"control_us": 100, "data_us": 50, "result_us": 2000, "jitter_us": 100},
+        noise=0.02,
+        margin_us=500,
+        model={"arrivals": "gamma:0.5", "popularity": "zipf:1"},
+    )
+    result = run_once(experiment, policy)
+    del result["events_per_wall_s"]
+    for part in (result, *result["models"].values()):
+        del part["wall_s"], part["requests_per_wall_s"]
+    return json.dumps(result)
+
+
+@pytest.mark.parametrize("policy", POLICIES + BASELINES)
+def test_the_same_seed_gives_the_same_bytes(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = text_of(policy)
+    assert json.loads(first)["good"] > 0
+    assert text_of(policy) == first
+    monkeypatch.setattr(engine, "core_class", lambda: Core)
+    monkeypatch.setattr(engine, "replay_class", lambda: Replay)
+    assert text_of(policy) == first
 
 
 def test_goodput_is_found_per_seed() -> None:
@@ -116,8 +143,10 @@ def test_the_schedule_as_a_trace(tmp_path: Path) -> None:
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
     slices = [event for event in events if event["ph"] == "X"]
     assert [(e["tid"], e["ts"], e["dur"], e["cat"]) for e in slices] == [
-        (0, 10_000, 10_000, "batch"),
-        (1, 20_000, 20_000, "lost"),
-        (0, 60_000, 20_000, "batch"),
+        (1, 10_000, 10_000, "batch"),
+        (2, 20_000, 20_000, "lost"),
+        (1, 60_000, 20_000, "batch"),
     ]
-    assert sum(e["name"] == "thread_name" for e in events) == 8
+    assert {e["pid"] for e in events} == {1}  # 0 is special to Perfetto, as is thread 0
+    names = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    assert names == {gpu + 1: f"GPU {gpu}" for gpu in range(8)}

@@ -77,6 +77,10 @@ def test_plots(path: Path, tmp_path: Path) -> None:
         (["--set", "rate=3"], "rate: unknown key"),
         (["--set", "rate"], "expected KEY=VALUE"),
         (["--goodput", "--trace-out", "x"], "--trace-out goes with one policy"),
+        (["--json", "/nowhere/x.json"], "cannot write /nowhere/x.json: no such directory"),
+        (["--csv", "/proc/version"], "cannot write /proc/version"),
+        (["--json", "."], "cannot write .: it is a directory"),
+        (["--compare", ""], "unknown policy ''"),
     ],
 )
 def test_bad_input_is_explained_before_anything_runs(path: Path, args: list[str], words: str) -> None:
