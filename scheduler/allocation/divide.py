@@ -8,9 +8,13 @@ gives no answer, a division by hand.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from .program import Clock, Program
 from .work import EPSILON, NOWHERE, Placement, Problem, gpus_for
+
+PEAK_TOO: Final = 25
+"""Times the relative distance at which GPUs are well enough divided that balance may stay from its best."""
 
 
 @dataclass(slots=True)
@@ -258,7 +262,8 @@ def _staged(
         stages.append(added)
     values: list[float] | None = None
     for objective in stages:
-        answer = program.minimize(objective, max(0.1, clock.left), values)
+        near = problem.near * (PEAK_TOO if objective == {peak: 1.0} else 1)
+        answer = program.minimize(objective, max(0.1, clock.left / 2), values, near)
         if answer.values is None:
             break
         values = answer.values

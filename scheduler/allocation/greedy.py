@@ -28,6 +28,8 @@ ROUNDS: Final = 200
 EVEN: Final = 0.002
 """The fullest shard is improved that often at most, and until it is this near to the mean. Packings that
 differ by this share of the GPUs, a whole one at least, are ranked by their balance."""
+SMALL: Final = ((False, False), (True, False))
+"""Up to the size of the exact program: whether models are split, and whether loads are evened out first."""
 SLACK: Final = 1.1
 """Times the memory that models take, for what packing wastes."""
 
@@ -78,7 +80,9 @@ def _by_type(problem: Problem, bound: Bound, clock: Clock) -> Iterator[Placement
     if sum(least) > problem.shards:
         return
     shards = _deal([float(loads[t]) for t in used], least, problem.shards)
-    for split in (False, True):
+    # Where GPUs of a type are short, whole ones for every shard leave shards empty: at size also even loads.
+    large = problem.near > 0
+    for split, even in ((True, True), (True, False), (False, True), (False, False)) if large else SMALL:
         if split and max(problem.parts, default=1) == 1:
             continue
         placement: Placement = {}
@@ -89,10 +93,10 @@ def _by_type(problem: Problem, bound: Bound, clock: Clock) -> Iterator[Placement
                 if t in home:
                     whole = len(home) == 1
                     served = bound.flows[m].get(t, 0.0) if whole else 1.0
-                    items += _items(
-                        problem, m, t, home[t], problem.parts[m] if split and whole else 1, served
-                    )
-            pack(problem, items, list(range(first, first + number)), t, placement, clock)
+                    number_of = problem.parts[m] if split and (whole or large) else 1
+                    number_of = math.ceil(home[t] * number_of - EPSILON)
+                    items += _items(problem, m, t, home[t], number_of, served)
+            pack(problem, items, list(range(first, first + number)), t, placement, clock, even=even)
             first += number
         _complete(problem, placement)
         yield placement
@@ -169,6 +173,7 @@ def pack(
     placement: Placement,
     clock: Clock,
     mixed: bool = False,
+    even: bool = False,
 ) -> None:
     """Add the items to ``placement`` on those shards: on few GPUs, evenly, within the type's memory.
 
@@ -185,7 +190,9 @@ def pack(
     chosen: list[int] | None = None
     order = orders[0]
     boundless = np.full(len(shards), np.inf)
-    if any(_fill(order, boundless, room) is not None for order in orders):
+    if even:
+        order, chosen = _most(problem, orders, len(shards), room)
+    elif any(_fill(order, boundless, room) is not None for order in orders):
         free = max(0, min(len(shards) if problem.ease else 0, there - fewest))
         for extra in [free, 0, 1, 2, 3, *(2**k for k in range(2, 16))]:
             order, chosen = _packed(orders, len(shards), fewest + extra, room, problem.headroom)

@@ -17,6 +17,8 @@ from .program import Clock
 from .work import EPSILON, Problem
 
 MIP_GAP: Final = 1e-4
+NEAR: Final = 0.002
+"""Relative distance from the best at which GPUs are well enough divided, beyond :data:`LARGEST`."""
 LARGEST: Final = 12_000
 """Variables up to which the exact program is tried; beyond, packing and bound are the answer."""
 EXACT: Final = 100
@@ -40,6 +42,7 @@ def allocate(cluster: Cluster, *, time_limit_s: float = 10.0, mip_gap: float = M
     problem = Problem(cluster)
     exact = bool(problem.types) and mip.size(problem) <= LARGEST
     if not exact:
+        problem.near = NEAR
         problem.ease = max(problem.slack, problem.shards // 2)  # what rounding up takes on average
     bound = relax(problem, clock)
     now = current(problem)
@@ -49,16 +52,20 @@ def allocate(cluster: Cluster, *, time_limit_s: float = 10.0, mip_gap: float = M
             return _finish(problem, bound, kept, now, clock, mip_gap)
     best = greedy(problem, bound, clock)
     if exact:
-        best, bound = improve(problem, bound, best, clock, mip_gap)
+        best, bound = improve(problem, bound, best, clock, mip_gap, now is not None)
     if now is not None:
         best = _calmest(problem, best, now, clock, exact)
     return _finish(problem, bound, best, now, clock, mip_gap)
 
 
 def improve(
-    problem: Problem, bound: Bound, best: Division, clock: Clock, gap: float
+    problem: Problem, bound: Bound, best: Division, clock: Clock, gap: float, calm: bool = False
 ) -> tuple[Division, Bound]:
-    """Minimize one objective after the other from ``best``; the bounds rise to what is proven."""
+    """Minimize one objective after the other from ``best``; the bounds rise to what is proven.
+
+    ``calm``: the plan in force may stay within a band around the best one, so how even the best one could be
+    need not be known better than to a part of that band.
+    """
     serve_all = best.missed <= EPSILON
     best = canonical(problem, best)
     columns = mip.build(problem, serve_all, symmetric=True)
@@ -70,7 +77,9 @@ def improve(
             bound = bound.raised(stage, bound.work / max(1, min(problem.shards, most)))
         value, floor = _value(best, bound, stage)
         share = clock.left / (len(stages) - i)
-        enough = BALANCE_GAP if stage == "peak" and mip.size(problem) > EXACT else gap
+        enough = gap
+        if stage == "peak" and mip.size(problem) > EXACT:
+            enough = max(BALANCE_GAP, problem.cluster.tolerance if calm else 0.0)
         slack = problem.slack if stage == "gpus" else 0
         proven = value <= floor * (1 + enough) + slack + EPSILON
         terms = {
@@ -126,7 +135,7 @@ def _calmest(problem: Problem, best: Division, now: Division, clock: Clock, exac
     if mended is not None:
         choices.append(mended)
     choice = min(choices, key=lambda division: loading(problem, division, now))
-    if not exact or clock.left < 0.02:
+    if not exact or clock.left < 0.02 or loading(problem, choice, now) <= EPSILON:
         return choice
     columns = mip.build(problem, best.missed <= EPSILON, symmetric=False)
     if not columns.serve_all:

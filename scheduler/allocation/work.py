@@ -58,6 +58,8 @@ class Problem:
         rounding up in each shard takes is not saved by leaving shards empty."""
         self.ease = self.slack
         """The same for packing alone, where balance matters more than the last GPUs."""
+        self.near = 0.0
+        """Relative distance from the best at which dividing GPUs among given placements is good enough."""
         self._latency: dict[tuple[int, int], Floats] = {}
         self._work: dict[tuple[int, int, float], tuple[float, int]] = {}
         self.why_not: dict[tuple[int, int], str] = {}

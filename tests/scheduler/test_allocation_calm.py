@@ -143,6 +143,34 @@ def test_a_solver_that_fails_leaves_the_packing(
     assert plan.status != "optimal"
 
 
+def test_shards_stay_even_where_the_gpus_of_a_type_are_used_to_the_last() -> None:
+    """None is left to round up with in every shard."""
+    rng = random.Random(3)
+    weights = [(i + 1) ** -0.9 for i in range(250)]
+    speed = {"a": (200, 1.0), "b": (400, 0.7), "c": (400, 0.45)}
+    models = tuple(
+        Model(
+            f"m{i}",
+            950_000 * weight / sum(weights),
+            rng.choice([50, 100, 200]),
+            {
+                kind: Profile.linear(rng.uniform(0.3, 3) * factor, rng.uniform(2, 10) * factor, 64)
+                for kind, (_, factor) in speed.items()
+            },
+            rng.uniform(50, 400),
+        )
+        for i, weight in enumerate(weights)
+    )
+    groups = tuple(GpuGroup(kind, count, 16_000) for kind, (count, _) in speed.items())
+    what = Cluster(tuple(f"shard-{s}" for s in range(16)), groups, models)
+    plan = allocate(what, time_limit_s=15)
+    check(what, plan, what.headroom)
+    load = [plan.utilization[shard] * sum(held.values()) for shard, held in plan.gpus.items()]
+    assert plan.status != "infeasible"
+    assert plan.gpus_needed > 850
+    assert max(load) < 1.35 * sum(load) / 16
+
+
 def test_a_thousand_models_on_sixty_four_shards() -> None:
     what = cluster(1_000, 64, 6_000_000, gpus=20_000)
     plan = allocate(what, time_limit_s=5)
