@@ -42,7 +42,7 @@ from symphony.membership import (
     SlotChanged,
     describe,
 )
-from symphony.pace import Pace
+from symphony.pace import REST_SHARE, Pace
 from symphony.status import Status, SymphonyError
 from symphony.stopping import StopRequest
 from symphony.waiter import Waiter
@@ -56,16 +56,16 @@ GPU_SHARE: Final = 20
 divided by these: time that is kept free serves nobody."""
 MAX_SUBMIT_BYTES: Final = 4 << 20
 SUBMIT_BUFFER: Final = 1 << 20
-SUBMITS_PER_TURN: Final = 300
-"""Messages that are read before the shard acts: with a backlog, answers must not wait for all of it."""
+SUBMITS_PER_TURN: Final = 1_000
+SUBMIT_BYTES_PER_TURN: Final = 1_600_000
+"""Messages, or bytes of them (some 75,000 requests), that are read before the shard acts: with a backlog,
+answers must not wait for all of it."""
 BACKLOG_SHARE: Final = 4
 """With a backlog, what has waited for its objective divided by this is refused."""
-BACKLOG_ROUNDS: Final = 16
-"""So many times as many are read in one turn at most while most of them are refused for their age."""
+BACKLOG_TIME_SHARE: Final = 10
+"""While most of it is refused for its age, a backlog is read for the tightest objective divided by this."""
 WAIT, TIMERS, MEMBERS, COMPLETIONS, SUBMITS, ACT, LEARN = range(7)
 MAX_DONE_BYTES: Final = 8 << 20
-REST_SHARE: Final = 50
-"""A busy loop's rests, in which input gathers, are at most the tightest objective divided by this."""
 
 
 class Shard:
@@ -93,6 +93,8 @@ class Shard:
         self._waiter = Waiter(settings.spin_ns)
         self._pace = Pace()
         self._longest_rest_ns = 0
+        self._backlog_ns = 0
+        self._behind = False
         self._frontends = Frontends(self._bus, settings.id, self.faults)
         self.assignment = Assignment(settings.id)
         self.fleet = Fleet(
@@ -158,7 +160,7 @@ class Shard:
             self._learn_from_completions(acted)
             self._report()
             ended = lap(LEARN)
-            self._pace.worked(woke, ended, self._longest_rest_ns)
+            self._pace.worked(woke, ended, 0 if self._behind else self._longest_rest_ns)
             self.stats.iterated(ended - woke)
             self._phases.turn()
 
@@ -279,18 +281,21 @@ class Shard:
         self.fleet.completed(self.timers.catch_up(), done, self.settings.result_ns)
 
     def _read_submits(self) -> None:
+        self._behind = False
         if self._submit not in self._ready:
             return
-        for _ in range(BACKLOG_ROUNDS):
-            messages = drain_frames(self._submit, SUBMITS_PER_TURN)
+        until = time.monotonic_ns() + self._backlog_ns
+        while True:
+            messages, all_read = drain_frames(self._submit, SUBMITS_PER_TURN, SUBMIT_BYTES_PER_TURN)
+            self._behind = not all_read
             requests = self._joined(messages)
             offered = requests.key.size
             if offered:
                 now = self.timers.catch_up()
-                if len(messages) == SUBMITS_PER_TURN:
+                if self._behind:
                     requests = self._shed(now, requests)
                 self.core.submit(now, requests.model, requests.deadline, requests.key, requests.priority)
-            if len(messages) < SUBMITS_PER_TURN or 2 * requests.key.size >= offered:
+            if all_read or 2 * requests.key.size >= offered or time.monotonic_ns() >= until:
                 return
 
     def _joined(self, messages: list[bytes]) -> wire.Submitted:
@@ -367,6 +372,7 @@ class Shard:
         _, p99_us = self.stats.lateness_us()
         slo = self.table.tightest_slo_ns()
         self._longest_rest_ns = min(self.settings.rest_ns, slo // REST_SHARE)
+        self._backlog_ns = slo // BACKLOG_TIME_SHARE
         learned = min(int(p99_us * 1e3) + self.clock.uncertainty_ns, slo // TIMER_SHARE)
         self.core.set_margin(max(self.settings.margin_ns, learned))
         self.fleet.lessons.relearn_types(self.timers.now(), *self.fleet.gpus(), slo // GPU_SHARE)

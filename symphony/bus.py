@@ -239,20 +239,24 @@ def drain(sock: Sock, limit: int = 1_000) -> Iterator[list[bytes]]:
             return
 
 
-def drain_frames(sock: Sock, limit: int = 1_000) -> list[bytes]:
-    """What has already arrived on a link whose messages have one frame, at most ``limit`` frames.
+def drain_frames(sock: Sock, limit: int, most_bytes: int) -> tuple[list[bytes], bool]:
+    """What has already arrived on a link whose messages have one frame, and whether that is all.
 
+    It ends with the frame that makes ``limit`` frames or ``most_bytes`` of them; more may have arrived then.
     Nothing asks whether a frame has a successor, which would cost more than the frame: a message of
     several frames counts as several messages.
     """
     frames: list[bytes] = []
     recv, add = sock.recv, frames.append
+    size = 0
     try:
-        for _ in range(limit):
-            add(recv(zmq.NOBLOCK))
+        while size < most_bytes and len(frames) < limit:
+            frame = recv(zmq.NOBLOCK)
+            size += len(frame)
+            add(frame)
     except zmq.Again:
-        pass
-    return frames
+        return frames, True
+    return frames, False
 
 
 def link_events(monitor: Sock) -> Iterator[bool]:

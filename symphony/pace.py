@@ -13,6 +13,8 @@ from typing import Final
 
 SHARE: Final = 4
 """Rest per work: a busy loop works for at most a fifth of the time, until its rests reach their limit."""
+REST_SHARE: Final = 50
+"""A loop's user can spare the tightest objective that it serves divided by this for a rest."""
 BURST_NS: Final = 2_000_000
 """So much work times :data:`SHARE` may gather before the loop rests at all."""
 

@@ -14,12 +14,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from symphony.pace import REST_SHARE
 from symphony.profile import Profile
 from symphony.wire import I64, MAX_REQUESTS, U64, Plan
 from worker.keyring import KeyRing
 
-REST_SHARE: Final = 5
-"""A busy worker's rests, in which plans and ends gather, are at most the shortest batch divided by this."""
 NEVER: Final = (1 << 63) - 1
 MOST_SHARDS: Final = 1_000
 """Names of shards that are remembered before those without batches are forgotten."""
@@ -83,8 +82,11 @@ class EmulatedGpus:
     def __len__(self) -> int:
         return self._out
 
-    def changed(self) -> None:
-        """The profiles are others than before: batches that come from now on run by them."""
+    def changed(self, tightest_slo_ns: int = 0) -> None:
+        """The profiles are others than before: batches that come from now on run by them.
+
+        ``tightest_slo_ns``: of the models that are there; what must not rest has 0.
+        """
         largest = max((profile.max_batch for profile in self._profiles.values()), default=0)
         for name in self._profiles:
             if name not in self._number:
@@ -93,8 +95,7 @@ class EmulatedGpus:
         self._latency = np.zeros((len(self._names), largest + 1), np.int64)
         for name, profile in self._profiles.items():
             self._latency[self._number[name], 1 : profile.max_batch + 1] = profile.latency_ns
-        shortest = min((profile.latency_ns[0] for profile in self._profiles.values()), default=0)
-        self.longest_rest_ns = shortest // REST_SHARE
+        self.longest_rest_ns = tightest_slo_ns // REST_SHARE
 
     def lengths(self, plan: Plan) -> I64:
         """l(size) of each of the plan's batches in ns; 0 where its model is not here or it is too large."""

@@ -98,7 +98,8 @@ class EmulatedRunner:
         ready = self._models.ready()
         if ready is not self._told and self.columns is not None:
             self._told = ready
-            self.columns.changed()
+            slos_ms = [] if ready is None else [d.slo_ms for d in ready.definitions.values()]
+            self.columns.changed(round(1e6 * min(slos_ms, default=0.0)))
         return ready
 
     def want(self, now: int, definitions: Sequence[Definition]) -> None:

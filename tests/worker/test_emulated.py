@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from symphony import wire
+from symphony.pace import REST_SHARE
 from symphony.profile import Profile
 from symphony.status import Status
 from worker import columns, plans
-from worker.emulated import REST_SHARE, EmulatedGpus, Ended
+from worker.emulated import EmulatedGpus, Ended
 
 PROFILES = {"m": Profile.linear(1.082, 5.204, 128), "n": Profile.linear(2, 1, 4)}
 KEYS = 300
@@ -78,11 +79,11 @@ def test_a_late_look_does_not_make_the_gpu_slower() -> None:
     assert ended.finished.tolist() == [PROFILES["m"].latency(1)]
 
 
-def test_it_may_be_looked_at_late_by_a_part_of_its_shortest_batch() -> None:
+def test_it_may_be_looked_at_late_by_a_part_of_the_tightest_objective() -> None:
     device = gpus()
-    shortest = min(profile.latency(1) for profile in PROFILES.values())
-    assert device.longest_rest_ns == shortest // REST_SHARE > 0
-    assert EmulatedGpus({}).longest_rest_ns == 0
+    assert device.longest_rest_ns == 0
+    device.changed(50_000_000)
+    assert device.longest_rest_ns == 50_000_000 // REST_SHARE
 
 
 BATCH = st.tuples(st.sampled_from("mn"), st.integers(0, 3), st.integers(1, 4), st.integers(0, 30_000_000))
