@@ -17,7 +17,7 @@ import numpy as np
 from .limits import SAMPLE_NS, SAMPLES, TAPE, TYPES
 from .plans import Floats, Ints, Load, Plan, make_plan
 from .rehearsal import Columns, Losses, Rehearsal, Scene, Stand, scene_of
-from .rules import RULES, Follower, Idle, Told, install, live_gpus, numbers, spare, view
+from .rules import RULES, Follower, Idle, Told, install, live_gpus, spare, thresholds, view
 
 if TYPE_CHECKING:
     from .window import Window
@@ -75,7 +75,7 @@ class Tuner:
             if self.told.differs(core.queues.lanes, self.losses.chosen, self.plan, self.idle.share):
                 core.gpus.guard_ns = self.plan.guard_ns
                 core.gpus.spare = spare(self.plan, gpus)
-                install(core, self.row, numbers(self.told.rule, self.plan, self.told.pressed))
+                install(core, self.row, thresholds(self.told.rule, self.plan, self.told.pressed))
         return self.idle.next_look()
 
     def look(self, now: int, work_ns: int, gpus: int) -> bool:

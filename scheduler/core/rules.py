@@ -61,7 +61,7 @@ class Idle:
 
 
 @dataclass(frozen=True, slots=True)
-class Numbers:
+class Thresholds:
     """Per row of the plan: the queue from which a lane may start early, the GPUs that it must then leave
     to others, and the drop target."""
 
@@ -81,19 +81,19 @@ def planned_early(plan: Plan, pressed: int) -> Ints:
     return np.where(plan.waits, size, 1)
 
 
-def numbers(rule: int, plan: Plan, pressed: int) -> Numbers:
+def thresholds(rule: int, plan: Plan, pressed: int) -> Thresholds:
     """What the rule of that number says under this plan."""
     start, drops = RULES[rule]
     target = plan.target if drops == "burst" else plan.usual
     none = np.zeros_like(target)
     if start == "planned":
-        return Numbers(planned_early(plan, pressed), plan.guard, target)
+        return Thresholds(planned_early(plan, pressed), plan.guard, target)
     early = {"eager": none + 1, "target": plan.usual, "deferred": none + NEVER}[start]
-    return Numbers(early, none, target)
+    return Thresholds(early, none, target)
 
 
-def install(core: Window, row: Ints, told: Numbers) -> None:
-    """Set the numbers of all lanes of planned models. ``row``: per model number its row, or -1."""
+def install(core: Window, row: Ints, told: Thresholds) -> None:
+    """Set the thresholds of all lanes of planned models. ``row``: per model number its row, or -1."""
     lanes = core.queues.lanes
     model = view(core.lane_model)[:lanes]
     known = np.frombuffer(memoryview(core.models.known), np.int8)[model] != 0
@@ -138,7 +138,7 @@ class Follower:
         ):
             core.gpus.guard_ns = self.plan.guard_ns
             core.gpus.spare = spare(self.plan, gpus)
-            install(core, self.row, numbers(self.rule, self.plan, self.told.pressed))
+            install(core, self.row, thresholds(self.rule, self.plan, self.told.pressed))
         return self.idle.next_look()
 
 

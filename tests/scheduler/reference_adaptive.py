@@ -14,7 +14,7 @@ from scheduler.core.adaptive import Tuner
 from scheduler.core.limits import SAMPLE_NS, SAMPLES
 from scheduler.core.plans import Load
 from scheduler.core.rehearsal import Scene
-from scheduler.core.rules import Numbers, numbers, spare
+from scheduler.core.rules import Thresholds, spare, thresholds
 
 if TYPE_CHECKING:
     from reference import Gpu, Lane, Reference
@@ -43,13 +43,13 @@ def tune(core: Reference, tuner: Tuner) -> None:
         core.tape_room = tuner.rehearse(core.now, core.submitted, columns)
         chosen, idle = tuner.losses.chosen, tuner.idle.share
         if tuner.told.differs(len(core.lanes), chosen, tuner.plan, idle):
-            install(core, tuner, numbers(chosen, tuner.plan, tuner.told.pressed))
+            install(core, tuner, thresholds(chosen, tuner.plan, tuner.told.pressed))
             core.guard_ns, core.spare = tuner.plan.guard_ns, spare(tuner.plan, len(live))
     core.tape = []
     core.tune_at = tuner.idle.next_look()
 
 
-def install(core: Reference, tuner: Tuner, told: Numbers) -> None:
+def install(core: Reference, tuner: Tuner, told: Thresholds) -> None:
     for lane in core.lanes.values():
         row = int(tuner.row[lane.model]) if lane.model < len(tuner.row) else -1
         if row >= 0 and lane.model in core.models:

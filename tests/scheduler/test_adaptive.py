@@ -13,7 +13,7 @@ from scheduler.core.adaptive import FIRST_NS
 from scheduler.core.machine import Core
 from scheduler.core.plans import Load, fluid_batch, make_plan, saturation
 from scheduler.core.policies import make_policy
-from scheduler.core.rules import Idle, numbers, planned_early, pressure
+from scheduler.core.rules import Idle, planned_early, pressure, thresholds
 
 ALPHA, BETA = 1.082, 5.204
 """ResNet-50 of the Symphony paper's scheduler benchmark, ms."""
@@ -139,7 +139,7 @@ def test_a_plan_sets_the_lanes(core_type: type[Core]) -> None:
     for key, t in enumerate(range(0, 2 * FIRST_NS, MS // 4), 1):  # 4,000 requests/s
         core.arrive(t, 0, t + 50 * MS, key)
     assert core.tuner.plan is not None
-    told = numbers(core.tuner.losses.chosen, core.tuner.plan, core.tuner.told.pressed)
+    told = thresholds(core.tuner.losses.chosen, core.tuner.plan, core.tuner.told.pressed)
     assert core.lane_target[0] == told.target[0] > 1
     assert core.lane_early[0] == told.early[0]
 
