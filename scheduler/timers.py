@@ -12,6 +12,8 @@ CATCH_UP: Final = 64
 """Most timers that are told one by one before an event; what is left is told with the event."""
 STEPS: Final = 16
 """A busy loop serves the timers of its next turn beforehand, in at most so many steps of time."""
+FORGET: Final = 16
+"""A turn may take as long as an earlier one did, less this part of it for every turn since."""
 
 
 class Timers:
@@ -28,6 +30,7 @@ class Timers:
         self._clock = clock
         self._stats = stats
         self._told = 0
+        self._cycle_ns = 0
 
     def now(self) -> int:
         """Cluster time, or what the core was told last where that was ahead of it."""
@@ -60,11 +63,14 @@ class Timers:
         """Serve the timers that fall due before the next turn of a busy loop is over.
 
         A decision is early by at most a cycle of the loop then, where it would have been late by as much:
-        the same batches, less what arrives meanwhile, and none misses its window. A loop that has time
-        to wait for its timers (``cycle_ns`` is 0) looks no further than now.
+        the same batches, less what arrives meanwhile, and none misses its window. Turns differ, so the
+        longest cycle counts, and fades. A loop that has time to wait for its timers (``cycle_ns`` is 0)
+        looks no further than now.
         """
         if not cycle_ns:
+            self._cycle_ns = 0
             return
+        cycle_ns = self._cycle_ns = max(cycle_ns, self._cycle_ns - self._cycle_ns // FORGET)
         now = self._clock.now()
         while (due := self._core.next_wakeup()) <= now + cycle_ns:
             self._stats.woke(max(0, now - due))

@@ -100,6 +100,28 @@ def test_many_timers_take_a_bounded_number_of_steps() -> None:
     assert steps <= STEPS + 1
 
 
+def test_the_longest_cycle_counts_and_fades_with_the_turns() -> None:
+    desk = Desk(models=3)
+    desk.timers.look_ahead(8 * MS)
+    desk.submit(0, 100)
+    desk.clock.at = 86 * MS  # the window opens at 93
+    desk.timers.look_ahead(MS)
+    assert desk.sent() == [(0, 93)], "within 8 ms less a sixteenth"
+    desk.submit(1, 110)
+    desk.clock.at = 96 * MS
+    desk.timers.look_ahead(0)
+    desk.timers.look_ahead(MS)
+    assert desk.sent() == [], "a loop that waited has forgotten"
+    desk.timers.look_ahead(8 * MS)
+    assert desk.sent() == [(1, 103)]
+    for _ in range(40):
+        desk.timers.look_ahead(MS)
+    desk.submit(2, 120)
+    desk.clock.at = 110 * MS
+    desk.timers.look_ahead(MS)
+    assert desk.sent() == [], "due at 113"
+
+
 def test_a_late_timer_is_told_as_of_its_time_within_the_margin() -> None:
     desk = Desk(margin_ns=3 * MS)
     desk.submit(0, 100)  # due at 90
