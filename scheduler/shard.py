@@ -291,7 +291,7 @@ class Shard:
             requests = self._joined(messages)
             offered = requests.key.size
             if offered:
-                now = self.timers.catch_up()
+                now = self.timers.lead()
                 if self._behind:
                     requests = self._shed(now, requests)
                 self.core.submit(now, requests.model, requests.deadline, requests.key, requests.priority)

@@ -31,6 +31,8 @@ class Timers:
         self._stats = stats
         self._told = 0
         self._cycle_ns = 0
+        self._lead_ns = 0
+        self._led_at: int | None = None
 
     def now(self) -> int:
         """Cluster time, or what the core was told last where that was ahead of it."""
@@ -59,6 +61,16 @@ class Timers:
             self._core.advance(max(due, now - self._core.margin))
         return now
 
+    def lead(self) -> int:
+        """As :meth:`catch_up`, for requests that a busy loop takes in: when it will have dealt with them.
+
+        What they make due meanwhile would be late otherwise, and no plan leaves earlier.
+        """
+        now = self.catch_up()
+        self._led_at = self._clock.now()
+        self._told = max(now, self._led_at + self._lead_ns)
+        return self._told
+
     def look_ahead(self, cycle_ns: int) -> None:
         """Serve the timers that fall due before the next turn of a busy loop is over.
 
@@ -67,11 +79,13 @@ class Timers:
         longest cycle counts, and fades. A loop that has time to wait for its timers (``cycle_ns`` is 0)
         looks no further than now.
         """
+        now = self._clock.now()
+        took, self._led_at = now - (now if self._led_at is None else self._led_at), None
         if not cycle_ns:
-            self._cycle_ns = 0
+            self._cycle_ns = self._lead_ns = 0
             return
         cycle_ns = self._cycle_ns = max(cycle_ns, self._cycle_ns - self._cycle_ns // FORGET)
-        now = self._clock.now()
+        self._lead_ns = min(max(took, self._lead_ns - self._lead_ns // FORGET), cycle_ns)
         while (due := self._core.next_wakeup()) <= now + cycle_ns:
             self._stats.woke(max(0, now - due))
             self._told = max(due, self._told + cycle_ns // STEPS)

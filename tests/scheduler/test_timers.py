@@ -122,6 +122,24 @@ def test_the_longest_cycle_counts_and_fades_with_the_turns() -> None:
     assert desk.sent() == [], "due at 113"
 
 
+def test_a_busy_loop_tells_requests_as_of_when_it_will_have_taken_them_in() -> None:
+    desk = Desk()
+    assert desk.timers.lead() == 0
+    desk.clock.at = 3 * MS
+    desk.timers.look_ahead(0)
+    assert desk.timers.lead() == 3 * MS, "a loop that has time to wait needs no lead"
+    desk.clock.at = 5 * MS
+    desk.timers.look_ahead(6 * MS)
+    assert desk.timers.lead() == 7 * MS, "as long as it took before"
+    assert desk.timers.now() == 7 * MS, "time does not go back"
+    desk.clock.at = 30 * MS
+    desk.timers.look_ahead(6 * MS)
+    assert desk.timers.lead() == 36 * MS, "a cycle of the loop at most"
+    desk.clock.at = 40 * MS
+    desk.timers.look_ahead(0)
+    assert desk.timers.lead() == 40 * MS
+
+
 def test_a_late_timer_is_told_as_of_its_time_within_the_margin() -> None:
     desk = Desk(margin_ns=3 * MS)
     desk.submit(0, 100)  # due at 90
