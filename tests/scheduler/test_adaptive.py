@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rig import CORES, MS, Rig, Stream, linear, random_settings
+from rig import CORES, MS, Rig, linear
+from streams import Stream, random_settings
 
 from scheduler.core.adaptive import FIRST_NS
 from scheduler.core.machine import Core

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rig import MS, Rig, Stream, columns, cores, random_settings, read
+from rig import MS, Rig, columns, cores, read
+from streams import Stream, random_settings
 
 import scheduler.compiled
 from scheduler.core import limits

@@ -11,7 +11,8 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from rig import MS, POLICIES, Rig, linear
+from rig import MS, Rig, linear
+from streams import POLICIES
 
 SPANS = st.sampled_from([0, 1, 20_000, 300_000, MS])
 MODELS = st.integers(0, 2)

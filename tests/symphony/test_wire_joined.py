@@ -6,7 +6,7 @@ import msgpack
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from test_wire import dones, submits
+from wire_strategies import dones, submits
 
 from symphony import wire
 
