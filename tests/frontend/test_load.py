@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from fake_cluster import GRACE_MS, FakeCluster
-from helpers import free_ports
+from helpers import free_ports, wait_until
 
 from frontend.arrivals import Arrivals
 from frontend.load import LoadError, LoadPlan, ModelLoad, Progress, run_load
@@ -220,10 +220,7 @@ def test_ctrl_c_stops_early_and_reports(cluster: FakeCluster, tmp_path: Path) ->
     )
     try:
         shard = cluster.shards[0]
-        for _ in range(2_000):
-            if len(shard.submitted) > 20 or process.poll() is not None:
-                break
-            threading.Event().wait(0.01)
+        wait_until(lambda: len(shard.submitted) > 20 or process.poll() is not None, 20, "the load")
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     finally:

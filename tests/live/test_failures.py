@@ -147,14 +147,15 @@ def _stop(process: subprocess.Popen[str]) -> int:
 
 
 CLIENT_THAT_DIES = """
-import os, signal, sys, time
+import os, signal, sys
+sys.path.insert(0, "tests")
+from helpers import wait_until
 from symphony.client import Client
 client = Client(sys.argv[1], sys.argv[2], connect_timeout_s=30)
 client.infer("net", deadline_ms=20_000)
 for _ in range(200):
     client.submit("net", deadline_ms=20_000)
-while client.engine.in_flight < 150:
-    time.sleep(0.001)
+wait_until(lambda: client.engine.in_flight >= 150, 30, "150 requests in flight")
 print("submitted", flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """

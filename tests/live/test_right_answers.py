@@ -174,15 +174,16 @@ def test_the_asyncio_client_gets_the_right_answers(served: Cluster, direct: dict
 
 
 CLIENT_THAT_DIES = """
-import os, signal, sys, time
+import os, signal, sys
 import numpy as np
+sys.path.insert(0, "tests")
+from helpers import wait_until
 from symphony import Client
 client = Client(sys.argv[1], sys.argv[2], connect_timeout_s=30)
 client.infer("crepe-tiny", {"audio": np.zeros(1024, np.float32)})
 for _ in range(10):
     client.submit("crepe-tiny", {"audio": np.zeros(1024, np.float32)})
-while client.engine.in_flight < 10:
-    time.sleep(0.001)
+wait_until(lambda: client.engine.in_flight == 10, 30, "ten requests in flight")
 print("submitted", flush=True)
 os.kill(os.getpid(), signal.SIGSTOP)
 """

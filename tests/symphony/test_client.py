@@ -43,12 +43,6 @@ ERRORS: list[tuple[str, dict[str, Any] | None, type[SymphonyError], type[Excepti
 
 
 @pytest.fixture
-def cluster() -> Iterator[FakeCluster]:
-    with FakeCluster() as cluster:
-        yield cluster
-
-
-@pytest.fixture
 def client(cluster: FakeCluster) -> Iterator[Client]:
     with Client(cluster.registry, cluster.subscribe, grace_ms=GRACE_MS) as client:
         yield client
@@ -237,8 +231,7 @@ def test_async_raises_the_exception_of_the_status(
 def test_async_cancellation_leaves_the_others_alone(cluster: FakeCluster) -> None:
     async def scenario(client: AsyncClient) -> None:
         tasks = [asyncio.create_task(client.submit("holds", X)) for _ in range(2)]
-        while len(cluster.shards[0].fetched) < 2:
-            await asyncio.sleep(0.005)
+        await asyncio.to_thread(wait_until, lambda: len(cluster.shards[0].fetched) == 2)
         tasks[0].cancel()
         await asyncio.gather(tasks[0], return_exceptions=True)
         cluster.shards[0].release()
@@ -252,8 +245,7 @@ def test_async_close_with_requests_in_flight(cluster: FakeCluster) -> None:
     async def main() -> None:
         client = AsyncClient(cluster.registry, cluster.subscribe, grace_ms=GRACE_MS, drain_s=0)
         tasks = [asyncio.create_task(client.infer("silent", deadline_ms=60_000)) for _ in range(50)]
-        while client.engine.in_flight < 50:
-            await asyncio.sleep(0.005)
+        await asyncio.to_thread(wait_until, lambda: client.engine.in_flight == 50)
         await client.close()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {Unavailable}
