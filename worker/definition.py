@@ -18,6 +18,7 @@ A definition is a YAML map::
     profile: {alpha_ms: 1.1, beta_ms: 5.2}   # or {points: {1: 6.3, 32: 41}} in ms, or {file: l.json}
     memory_mb: 400              # weights and workspace; a model that does not fit is not loaded. 0: not known
     load_ms: 900                # how long an emulated device takes to load it
+    load_limit_s: 300           # a step of loading or warming up that takes longer has hung
     compile: true               # run it through torch.compile
     cuda_graphs: true           # on CUDA, capture a graph for some batch sizes and pad to the next one
     finite: true                # a request whose outputs hold a NaN or an infinity has FAILED
@@ -105,7 +106,8 @@ class ProfileSource(BaseModel):
 
 
 class Definition(BaseModel):
-    """One model, as its definition file says. ``base``: the folder that relative paths start from."""
+    """One model, as its definition file says. ``base``: the folder that relative paths start from.
+    ``source``: that file, None where the definition stands in another one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -128,7 +130,9 @@ class Definition(BaseModel):
     finite: bool = False
     compile: bool = False
     cuda_graphs: bool = False
+    load_limit_s: Annotated[float, Field(gt=0, le=86_400)] = 300
     base: Path = Field(default=Path("."), exclude=True)
+    source: Path | None = Field(default=None, exclude=True)
 
     @model_validator(mode="after")
     def _consistent(self) -> Definition:
@@ -235,14 +239,15 @@ def load_definition(source: str | Path | Mapping[str, Any], base: Path | None = 
         raise DefinitionError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
         raise DefinitionError(f"{file}: expected a map with name, slo_ms, max_batch, loader …")
-    return _validate(value, str(file), file.parent)
+    return _validate(value, str(file), file.parent, file.absolute())
 
 
-def _validate(value: dict[str, Any], origin: str, base: Path) -> Definition:
-    if "base" in value:
-        raise DefinitionError(f"{origin}: base: unknown key")
+def _validate(value: dict[str, Any], origin: str, base: Path, source: Path | None = None) -> Definition:
+    for key in ("base", "source"):
+        if key in value:
+            raise DefinitionError(f"{origin}: {key}: unknown key")
     try:
-        definition = Definition(**value, base=base)
+        definition = Definition(**value, base=base, source=source)
     except ValidationError as error:
         raise DefinitionError(f"{origin}: {'; '.join(_explain(error))}") from None
     except TypeError:

@@ -67,7 +67,7 @@ class Executor:
         self._hang_ns = hang_ns
         self._stop = threading.Event()
         self._turns = Turns()
-        self._loader = Loader(self._turns, self._stop.is_set, self._notify)
+        self._loader = Loader(self._turns, self._stop.is_set, self._notify, hang_ns)
         self._holdings = Holdings(definitions, self._loader.ask)
         self._copies: dict[int, int] = {}
         """By id of a batch that was reserved: the copy that it runs on."""
@@ -85,7 +85,7 @@ class Executor:
         self._device: Device | None = None
         self._on_device: deque[tuple[int, Batch]] = deque()
         loops = {"prepare": self._prepare_loop, "execute": self._execute_loop, "collect": self._collect_loop}
-        self._threads = [threading.Thread(target=self._load_loop, name="load", daemon=True)]
+        self._threads = [threading.Thread(target=self._open, name="open", daemon=True)]
         self._threads += [threading.Thread(target=f, name=name, daemon=True) for name, f in loops.items()]
 
     # -- models --------------------------------------------------------------------------------------
@@ -117,8 +117,13 @@ class Executor:
         """What has become of models since the last call."""
         return self._holdings.changes()
 
+    def versions(self) -> dict[str, str]:
+        """What serves of each model: the fingerprint of its files, and the number of the copy."""
+        return self._holdings.versions()
+
     def _follow_loader(self) -> None:
         if self._device is not None:
+            self._loader.give_up(time.monotonic_ns(), self._device)
             for report in self._loader.reports():
                 self._holdings.report(time.monotonic_ns(), report)
 
@@ -175,6 +180,10 @@ class Executor:
             return None
         return since + max(self._hang_ns, HANG_FACTOR * batch.expected_ns)
 
+    def load_due(self) -> int | None:
+        """Monotonic ns when what is being loaded would count as hanging; it is given up then."""
+        return self._loader.due()
+
     def hangs(self, now: int) -> bool:
         """Whether a batch is on the device and will not end; its thread cannot be stopped."""
         due = self.hang_due()
@@ -184,11 +193,10 @@ class Executor:
         """Stop the threads after the batch that runs; False if one would not end in time."""
         self._stop.set()
         self._submitted.put(None)
-        self._loader.close()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(timeout_s)
-        if any(thread.is_alive() for thread in self._threads):
+        if not self._loader.close(timeout_s) or any(thread.is_alive() for thread in self._threads):
             return False
         os.close(self.fd)
         os.close(self._wake)
@@ -200,7 +208,7 @@ class Executor:
         with contextlib.suppress(BlockingIOError):  # the pipe is full of wake-ups already
             os.write(self._wake, b"x")
 
-    def _load_loop(self) -> None:
+    def _open(self) -> None:
         try:
             device = self._make_device()
         except Exception as error:  # noqa: BLE001 - raised again by ready(), in the owner's thread
@@ -211,8 +219,8 @@ class Executor:
         self._device, self.gpu_type = device, device.gpu_type
         for thread in self._threads[1:]:
             thread.start()
+        self._loader.start(device)
         self._notify()
-        self._loader.run(device)
 
     def _prepare_loop(self) -> None:
         while (work := self._submitted.get()) is not None and not self._stop.is_set():

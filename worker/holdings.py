@@ -15,7 +15,7 @@ from worker.batch import one_line
 from worker.definition import Definition
 from worker.lifecycle import Action, Change, Lifecycle, Load, Serve, State, Unload, Wanted, WarmUp
 from worker.loader import Report
-from worker.versions import fingerprint
+from worker.versions import Versions
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +54,9 @@ class Holdings:
         self._first = list(first)
         self._ask = ask
         self._life = Lifecycle(reserve_bytes)
+        self._versions = Versions()
+        self._unusable: dict[str, str] = {}
+        self._news: list[Change] = []
         self._definitions: dict[tuple[str, str], Definition] = {}
         """By model and fingerprint."""
         self._fingerprints: dict[int, str] = {}
@@ -75,10 +78,12 @@ class Holdings:
         if not self._opened:
             return
         wanted = {}
-        for definition in definitions:
-            mark = fingerprint(definition)
+        for asked in definitions:
+            definition, mark = self._versions.look(now, asked)
             self._definitions[definition.name, mark] = definition
             wanted[definition.name] = Wanted(mark, definition.memory_mb << 20)
+        self._versions.keep(set(wanted))
+        self._tell_unusable(now)
         self._do(self._life.want(now, wanted))
         used = {(copy.model, copy.fingerprint) for copy in self._life.copies()}
         self._definitions = {what: d for what, d in self._definitions.items() if what in used}
@@ -102,12 +107,27 @@ class Holdings:
         return self.held
 
     def failed(self) -> dict[str, str]:
-        """Models that are wanted and cannot be loaded, and why."""
-        return {c.model: c.reason for c in self._life.copies() if c.state == State.FAILED}
+        """Models that are wanted and cannot be loaded, or not in their newest version, and why."""
+        return self._unusable | {c.model: c.reason for c in self._life.copies() if c.state == State.FAILED}
 
     def changes(self) -> list[Change]:
         """What has happened to models since the last call."""
-        return self._life.take_changes()
+        told, self._news = self._news, []
+        return told + self._life.take_changes()
+
+    def versions(self) -> dict[str, str]:
+        """Of the models that serve: the fingerprint of what they were loaded from, and the copy."""
+        serving = self._life.serving()
+        return {model: f"{self._fingerprints[copy]}#{copy}" for model, copy in serving.items()}
+
+    def _tell_unusable(self, now: int) -> None:
+        """A definition that has become unusable is an event; so is its becoming usable again."""
+        before, self._unusable = self._unusable, self._versions.errors()
+        serving = self._life.serving()
+        for model in sorted(before.keys() | self._unusable.keys()):
+            if (text := self._unusable.get(model, "")) != before.get(model, ""):
+                state = State.FAILED if text else State.READY
+                self._news.append(Change(now, model, serving.get(model, 0), state, one_line(text)))
 
     def begin(self, model: str) -> int | None:
         """A batch of the model is accepted: the copy it will run on; None: the model is not here."""

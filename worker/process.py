@@ -288,7 +288,9 @@ class Worker:
     def _stats(self) -> dict[str, Any]:
         faults = dict(self.faults.counts.most_common(20))
         stats = {**self._counts, "outstanding": self._left(), "faults": faults}
-        return stats if self._settings.device == "emulated" else {**stats, "gpu": self._watch.latest}
+        if self._settings.device == "emulated":
+            return stats
+        return {**stats, "gpu": self._watch.latest, "versions": self._runner.versions()}
 
     # -- batches ---------------------------------------------------------------------------------
 

@@ -86,7 +86,7 @@ class Trial:
         device, key, definition: the copy.
         sample: makes one request's inputs.
         turns: whose turn it is.
-        stop: asked while waiting.
+        stop: asked before every step, and while waiting for a turn.
     """
 
     def __init__(
@@ -107,14 +107,16 @@ class Trial:
         self._rng = np.random.default_rng(0)
 
     def items(self, size: int) -> list[Inputs]:
-        """Inputs of that many requests."""
+        """Inputs of that many requests. Raises Stopped."""
+        if self._stop():
+            raise Stopped("stopped while measuring latencies")
         return [self._sample(self._rng) for _ in range(size)]
 
     @contextmanager
     def turn(self) -> Iterator[None]:
         """The device for itself. Raises Stopped."""
         with self._turns.background(self._stop) as mine:
-            if not mine:
+            if not mine or self._stop():
                 raise Stopped("stopped while measuring latencies")
             yield
 

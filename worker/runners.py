@@ -55,6 +55,9 @@ class Runner(Protocol):
     def changes(self) -> list[Change]:
         """What has become of models since the last call."""
 
+    def versions(self) -> dict[str, str]:
+        """What serves of each model, ``<fingerprint>#<copy>``; empty where files are not followed."""
+
     def accept(self, batch: Batch, exec_at_ns: int, first_ns: int, last_ns: int) -> list[Fetch]:
         """Take in a batch with its planned start, first and last deadline; returns what to ask for."""
 
@@ -121,6 +124,10 @@ class EmulatedRunner:
     def changes(self) -> list[Change]:
         """What has become of models since the last call."""
         return self._models.changes()
+
+    def versions(self) -> dict[str, str]:
+        """There are no files."""
+        return {}
 
     def accept(self, batch: Batch, exec_at_ns: int, first_ns: int, last_ns: int) -> list[Fetch]:
         """Never asked: what can be run comes in columns."""
@@ -196,6 +203,10 @@ class DeviceRunner:
         """What has become of models since the last call."""
         return self._executor.changes()
 
+    def versions(self) -> dict[str, str]:
+        """Of the models that serve."""
+        return self._executor.versions()
+
     def accept(self, batch: Batch, exec_at_ns: int, first_ns: int, last_ns: int) -> list[Fetch]:
         """Ask every frontend in the batch for its inputs."""
         self._executor.reserve(batch)
@@ -222,8 +233,9 @@ class DeviceRunner:
         return self._executor.finished() + finished
 
     def next_wakeup(self, now: int) -> int | None:
-        """When patience with a silent frontend, or with a batch on the device, ends."""
-        return earliest(self._intake.next_wakeup(now), self._executor.hang_due())
+        """When patience with a silent frontend, a batch on the device or a load ends."""
+        due = earliest(self._executor.hang_due(), self._executor.load_due())
+        return earliest(self._intake.next_wakeup(now), due)
 
     def failure(self) -> Exception | None:
         """The device is lost, or a batch on it does not end."""

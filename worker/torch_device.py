@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
+from worker.compiling import compile_for, trial_sizes
 from worker.definition import Definition, DefinitionError
 from worker.device import DeviceError, DeviceLost, Executed, Item, OutOfMemory, Turn, rows_of
 from worker.graphs import Graphs, choose, padded
@@ -106,8 +107,14 @@ class TorchDevice:
             torch.cuda.empty_cache()
 
     def tune(self, key: str, items: Callable[[int], Sequence[Item]], turn: Turn) -> None:
-        """Capture a graph for every power of two, and decide from both times which batches run on one."""
+        """Compile, which takes long and therefore no turn. Then capture a graph for every power of two, and
+        decide from the times with and without which batches run on one."""
         model = self._models[key]
+        if model.definition.compile:
+            sizes = trial_sizes(model.definition.max_batch)
+            with self._errors():
+                trials = ((size, self._there(model, items(size))) for size in sizes)
+                compile_for(model, trials, self._alone, self._cuda)
         if model.graphs is None:
             return
         graphs, most = model.graphs, model.definition.max_batch
@@ -129,6 +136,17 @@ class TorchDevice:
                     found.append(executed.finished_ns - executed.started_ns)
                 times[size] = float(sorted(found)[len(found) // 2])
         graphs.table = choose(eager, replayed, most)
+
+    def _there(self, model: Model, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Inputs on the device, for a run that is no batch."""
+        return {name: tensor.to(self.device) for name, tensor in model.inputs(items).items()}
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """A run outside of the batches' lanes, over at the end."""
+        with torch.inference_mode(), self.lanes.use("load"):
+            yield
+        self.lanes.wait(self.lanes.mark("load"))
 
     def graph_sizes(self, key: str) -> list[int]:
         """Entry b - 1: the graph that a batch of b runs on, 0 for none; empty without graphs."""

@@ -46,7 +46,7 @@ DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16":
 
 @dataclass(slots=True)
 class Model:
-    """One loaded copy. ``run``: the module, or what ``torch.compile`` made of it."""
+    """One loaded copy. ``run``: the module, or what :mod:`worker.compiling` made of it."""
 
     definition: Definition
     module: nn.Module
@@ -95,7 +95,7 @@ def load_model(definition: Definition, device: torch.device) -> Model:
     return Model(
         definition,
         module,
-        torch.compile(module, dynamic=True) if definition.compile else module,
+        module,
         hooks["check"],
         hooks["preprocess"] or (lambda items: _stack(definition, items)),
         hooks["postprocess"] or (lambda outputs: {k: _to_numpy(t) for k, t in outputs.items()}),
@@ -159,11 +159,13 @@ def _from_file(definition: Definition, file: Path, device: torch.device) -> nn.M
 
                 program = move_to_device_pass(program, device)
             return _Positional(program.module())
+        if definition.compile:
+            raise DefinitionError(f"{where}: compile: torch.compile does nothing for TorchScript")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript itself is
             script = torch.jit.load(str(file), map_location=device).eval()  # type: ignore[no-untyped-call]
         return _Positional(script)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, DefinitionError):
         raise
     except Exception as error:
         kind = "torch.export" if file.suffix == ".pt2" else "TorchScript"

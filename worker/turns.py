@@ -29,9 +29,10 @@ class Turns:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._batches = 0
-        self._background = False
+        self._background: object | None = None
         self._batches_came = False
         self._rest_until = 0.0
+        self._waiting: dict[object, int] = {}
         self.longest_wait_ns = 0
         """The longest that a batch has waited for a background run."""
 
@@ -41,8 +42,17 @@ class Turns:
             self._batches += 1
             self._batches_came = True
             began = clock()
-            self._changed.wait_for(lambda: not self._background)
+            if self._background is not None:
+                me = object()
+                self._waiting[me] = began
+                self._changed.wait_for(lambda: self._background is None)
+                del self._waiting[me]
             self.longest_wait_ns = max(self.longest_wait_ns, clock() - began)
+
+    def waiting_since(self) -> int | None:
+        """By that clock, since when a batch has waited for the background run; None if none does."""
+        with self._changed:
+            return min(self._waiting.values(), default=None)
 
     def leave(self) -> None:
         """The batch has left the device."""
@@ -53,22 +63,30 @@ class Turns:
     @contextmanager
     def background(self, stop: Callable[[], bool]) -> Iterator[bool]:
         """The device for one short run; False if ``stop`` said so while waiting for it."""
+        mine = object()
         with self._changed:
             while (blocked := self._blocked()) and not stop():
                 self._changed.wait(LOOK_S)
             if not blocked:
-                self._background, self._batches_came = True, False
+                self._background, self._batches_came = mine, False
         began = time.monotonic()
         try:
             yield not blocked
         finally:
             if not blocked:
                 with self._changed:
-                    self._background = False
-                    now = time.monotonic()
-                    self._rest_until = now + min(PACE * (now - began), LONGEST_REST_S)
+                    if self._background is mine:
+                        self._background = None
+                        now = time.monotonic()
+                        self._rest_until = now + min(PACE * (now - began), LONGEST_REST_S)
                     self._changed.notify_all()
+
+    def take_back(self) -> None:
+        """Whoever has the device for a background run has it no longer: that run does not end."""
+        with self._changed:
+            self._background = None
+            self._changed.notify_all()
 
     def _blocked(self) -> bool:
         resting = self._batches_came and time.monotonic() < self._rest_until
-        return bool(self._batches) or self._background or resting
+        return bool(self._batches) or self._background is not None or resting

@@ -72,7 +72,7 @@ def show(console: Console, endpoint: str, snapshot: Snapshot) -> None:
     members = Table("role", "id", "state", "what", "models", "process", title="members", box=box.SIMPLE)
     for member in _sorted(snapshot):
         process = f"{member.host}:{member.pid}"
-        models = _some([name for name in member.models if name], 12)
+        models = _some([_versioned(name, member.stats) for name in member.models if name], 12)
         _row(members, member.role, member.id, member.state, _what(member), models, process)
     models_table = Table(
         "model", "SLO ms", "max batch", "inputs", "GPU types", "shards", title="models", box=box.SIMPLE
@@ -208,8 +208,19 @@ def _what(member: Member) -> str:
         return f"slot {member.slot}"
     if member.role == "worker":
         telemetry = _telemetry(member.stats.get("gpu"))
-        return f"{_gpus(member.gpus)} for {member.shard or 'no shard'}{telemetry}"
+        failed = "".join(f"; {model}: {why}" for model, why in sorted(member.failed.items())[:4])
+        return f"{_gpus(member.gpus)} for {member.shard or 'no shard'}{telemetry}{failed}"
     return ", ".join(f"{link} {endpoint}" for link, endpoint in member.endpoints.items())
+
+
+def _versioned(model: str, stats: dict[str, Any]) -> str:
+    """``minilm 1f0c#2`` on a worker that tells which version it serves: its files' fingerprint, the copy."""
+    versions = stats.get("versions")
+    version = versions.get(model) if isinstance(versions, dict) else None
+    if not isinstance(version, str):
+        return model
+    mark, _, copy = version.partition("#")
+    return f"{model} {mark[:4]}#{copy}"
 
 
 def _telemetry(read: Any) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,14 +16,14 @@ from fake_device import FakeDevice, definition, double
 from helpers import wait_until
 
 from symphony import tensors
-from symphony.status import Status
+from symphony.status import Status, SymphonyError
 from worker.batch import Batch, Payload
-from worker.definition import Definition
+from worker.definition import Definition, load_definition
 from worker.device import OutOfMemory
 from worker.emulated_models import EmulatedModels
 from worker.executor import Executor
 from worker.lifecycle import Change, State
-from worker.versions import fingerprint
+from worker.versions import SETTLE_NS, Versions, fingerprint
 
 MB = 1 << 20
 
@@ -233,6 +235,77 @@ def test_a_batch_that_hangs_is_noticed() -> None:
         wait_until(lambda: made.hang_due() is None)
 
 
+class Stuck(FakeDevice):
+    """Loads models called ``stuck``, or runs their first batch, only when :attr:`let_go` is set."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+        self.let_go = threading.Event()
+        self.unloaded: list[str] = []
+
+    def _at(self, where: str, key: str) -> None:
+        if where == self.where and key.startswith("stuck"):
+            assert self.let_go.wait(30)
+
+    def load(self, key: str, definition: Definition) -> None:
+        self._at("load", key)
+        super().load(key, definition)
+
+    def launch(self, key: str, prepared: Any, count: int) -> Any:
+        self._at("launch", key)
+        return super().launch(key, prepared, count)
+
+    def unload(self, key: str) -> None:
+        super().unload(key)
+        self.unloaded.append(key)
+
+
+@pytest.mark.parametrize(("where", "what"), [("load", "loading it"), ("launch", "a step of its warm-up")])
+def test_a_model_that_hangs_while_it_comes_fails_and_the_others_serve_and_load(where: str, what: str) -> None:
+    device = Stuck(where)
+    with executor(device) as made:
+        made.want([definition(), definition("stuck", load_limit_s=0.2)])
+        change = failure(made)
+        assert (change.model, change.out_of_memory) == ("stuck", False)
+        assert re.fullmatch(rf"{what} has not ended after \d+\.\d s: given up", change.reason)
+        good = batch(1)
+        run(made, good)
+        assert good.status.tolist() == [Status.OK]
+        made.want([definition(), definition("stuck", load_limit_s=0.2), definition("other")])
+        until_held(made, "double", "other")
+        assert made.failed().keys() == {"stuck"}
+        device.let_go.set()  # it was only slow: what it holds is freed, and nobody is told
+        wait_until(lambda: "stuck#2" in device.unloaded)
+        assert set(device.definitions) == {"double#1", "other#3"}
+
+
+def test_batches_do_not_wait_for_a_warm_up_that_hangs_until_its_own_limit() -> None:
+    device = Stuck("launch")
+    with executor(device, hang_ns=100_000_000) as made:
+        made.want([definition(), definition("stuck", load_limit_s=3600)])
+        wait_until(lambda: (made.finished(), made._turns._background is not None)[1])
+        due = made.load_due()
+        assert due is not None
+        assert due > time.monotonic_ns() + 3000 * 10**9
+        good = batch(1)
+        run(made, good)
+        assert good.status.tolist() == [Status.OK]
+        assert failure(made).model == "stuck"
+        device.let_go.set()
+
+
+def test_a_first_model_that_hangs_is_an_error_of_the_worker() -> None:
+    device = Stuck("load")
+    made = Executor(lambda: device, [definition("stuck", load_limit_s=0.1)])
+    made.start()
+    with pytest.raises(SymphonyError, match=r"loading it has not ended after .* s: given up"):
+        wait_until(made.ready)
+    assert not made.close(timeout_s=0.05), "its thread is still there"
+    device.let_go.set()
+    wait_until(made.close)
+
+
 def test_the_first_models_must_load() -> None:
     device = FakeDevice()
     device.free = 1 * MB
@@ -264,6 +337,113 @@ def test_a_fingerprint_changes_with_the_definition_and_with_its_files(tmp_path: 
     assert second != first
     os.utime(module, ns=(1, 1))
     assert mark() != second
+
+
+YAML = """
+name: mine
+slo_ms: {slo}
+max_batch: 4
+loader: mine:load
+weights: w.pt
+finite: {finite}
+inputs: [{{name: x, dtype: FP32, shape: [2]}}]
+outputs: [{{name: y, dtype: FP32, shape: []}}]
+"""
+
+
+class Folder:
+    """A definition's file and its weights; :meth:`look` is a second later each time."""
+
+    def __init__(self, path: Any) -> None:
+        self.yaml, self.weights = path / "mine.yaml", path / "w.pt"
+        self.weights.write_bytes(b"1")
+        self.write()
+        self.asked = load_definition(str(self.yaml))
+        self.versions = Versions()
+        self.now = 0
+
+    def write(self, slo: float = 100, finite: str = "false") -> None:
+        self.yaml.write_text(YAML.format(slo=slo, finite=finite))
+
+    def look(self) -> tuple[Definition, str]:
+        self.now += SETTLE_NS
+        return self.versions.look(self.now, self.asked)
+
+
+def test_a_definition_that_changes_is_read_again_once_it_is_left_alone(tmp_path: Any) -> None:
+    folder = Folder(tmp_path)
+    first = folder.look()
+    assert first[0] == folder.asked
+    folder.write(finite="true")
+    assert folder.look() == first, "it may still be being written"
+    folder.write(finite="true ")
+    assert folder.look() == first, "it was"
+    changed, mark = folder.look()
+    assert (changed.finite, mark == first[1]) == (True, False)
+    assert folder.look() == (changed, mark)
+    assert folder.versions.errors() == {}
+
+
+def test_weights_that_change_are_another_version_once_they_are_left_alone(tmp_path: Any) -> None:
+    folder = Folder(tmp_path)
+    _, first = folder.look()
+    folder.weights.write_bytes(b"12")
+    assert folder.look()[1] == first
+    folder.weights.write_bytes(b"123")
+    assert folder.look()[1] == first
+    _, second = folder.look()
+    assert second != first
+    folder.weights.write_bytes(b"1234")
+    assert folder.versions.look(folder.now + 1, folder.asked)[1] == second
+    assert folder.versions.look(folder.now + 2, folder.asked)[1] == second, "not a second later yet"
+
+
+def test_a_definition_that_becomes_unusable_changes_nothing_and_is_told(tmp_path: Any) -> None:
+    folder = Folder(tmp_path)
+    first = folder.look()
+    folder.yaml.write_text("name: [")
+    folder.look()
+    assert folder.look() == first
+    assert "mine.yaml: not YAML" in folder.versions.errors()["mine"]
+    folder.write(slo=50)
+    folder.look()
+    assert folder.look() == first
+    assert "slo_ms is another" in folder.versions.errors()["mine"]
+    folder.yaml.unlink()
+    folder.look()
+    assert folder.look() == first
+    folder.write(finite="true")
+    folder.look()
+    assert folder.look()[0].finite
+    assert folder.versions.errors() == {}
+
+
+def test_what_is_wanted_otherwise_counts_at_once(tmp_path: Any) -> None:
+    folder = Folder(tmp_path)
+    folder.look()
+    folder.asked = folder.asked.model_copy(update={"memory_mb": 7})
+    assert folder.look()[0].memory_mb == 7
+    folder.versions.keep(set())
+    assert folder.versions._followed == {}
+
+
+def test_a_definition_that_changes_is_loaded_beside_the_old_one(tmp_path: Any) -> None:
+    folder = Folder(tmp_path)
+    device = FakeDevice()
+    asked = folder.asked.model_copy(update={"profile": definition().profile})
+    with executor(device, asked) as made:
+        (before,) = made.versions().values()
+        assert re.fullmatch(r"[0-9a-f]{16}#1", before)
+        folder.yaml.write_text(YAML.format(slo=100, finite="true") + "profile: {alpha_ms: 1, beta_ms: 1}\n")
+        wait_until(lambda: (made.finished(), made.versions()["mine"].endswith("#2"))[1])
+        assert made.held().definitions["mine"].finite
+        folder.yaml.write_text("broken: true\n")
+        change = failure(made)
+        assert "broken: unknown key" in change.reason
+        assert made.failed().keys() == {"mine"}
+        good = batch(1, "mine")
+        run(made, good)
+        assert good.status.tolist() == [Status.OK]
 
 
 # -- emulated devices ------------------------------------------------------------------------------
