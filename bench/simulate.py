@@ -59,7 +59,7 @@ def large(gpus: int, models: int, rate: float, seconds: float, coalesce_us: floa
     content = {"gpus": gpus, "seconds": seconds, "coalesce_us": coalesce_us, "network": NETWORK}
     experiment = parse_experiment(content | {"models": [model]}, "bench")
     cluster = cluster_of(experiment)
-    counter = Counter([one.slo for one in cluster.models], count_from(experiment))
+    counter = Counter([one.slo for one in cluster.models], count_from(experiment), int(1.02 * rate * seconds))
     made = 0.0
 
     def pieces() -> Iterator[Arrivals]:

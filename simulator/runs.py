@@ -90,7 +90,8 @@ def run(
     """
     cluster = cluster_of(experiment, scale)
     if experiment.autoscale is None and experiment.shards is None and make_baseline(policy, cluster) is None:
-        counter = Counter([model.slo for model in cluster.models], count_from(experiment))
+        expected = 1.02 * sum(model.rate for model in cluster.models) * experiment.seconds
+        counter = Counter([model.slo for model in cluster.models], count_from(experiment), int(expected))
         record = run_core(experiment, cluster, policy, arrival_blocks(experiment, scale), progress, counter)
         return Run(cluster, record, counter.tally())
     arrivals = make_arrivals(experiment, scale)

@@ -168,15 +168,17 @@ def run_point(study: Study, point: Point, policy: str, note: Note) -> dict[str, 
     return {"point": point.at} | results[0] | {study.metric: mean(values), "by_seed": by_seed}
 
 
+def swept(study: Study) -> str | None:
+    """The last key of the sweep whose values are all numbers: the x axis of the plots."""
+    numeric = [key for key, values in study.sweep.items() if all(isinstance(v, int | float) for v in values)]
+    return numeric[-1] if numeric else None
+
+
 def lines(
     study: Study, results: list[dict[str, Any]]
 ) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-    """Plots by title: policy → (x, metric), x being the last key of the sweep with numbers.
-
-    A study without such a key has its cases as x: 0, 1, 2, …
-    """
-    numeric = [key for key, values in study.sweep.items() if all(isinstance(v, int | float) for v in values)]
-    x = numeric[-1] if numeric else None
+    """Plots by title: policy → (x, metric), x being :func:`swept`, else the number of the case."""
+    x = swept(study)
     plots: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     for result in results:
         point = result["point"]

@@ -6,7 +6,8 @@ other one was given up. Requests that arrive in the warm-up are simulated and no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -20,8 +21,7 @@ from .processes import Ints
 SHORT = 1 << 32
 """Latencies below, in ns, are kept in 32 bits."""
 BLOCK = 1 << 15
-CLASSES = 18
-"""Percentiles are looked for in at most 2 to the power of that many classes, over all models."""
+"""So many latencies are put in another order at a time: they stay in the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,61 +51,48 @@ class Tally:
     def percentiles(self, shares: Sequence[float]) -> tuple[list[int] | None, list[list[int] | None]]:
         """In ns, of all models together and of each (None without results): exact, upper neighbours.
 
-        Counted in classes of model and latency first, so that only what lies in the classes with a
-        percentile is sorted.
+        Args:
+            shares: in percent, rising.
         """
-        number = len(self.offered)
-        if not len(self.latency):
-            return None, [None] * number
-        bits = int(self.latency.max()).bit_length()
-        fine = min(bits, max(0, CLASSES - (number - 1).bit_length()))
-        shift = bits - fine
-        counts = np.zeros(number << fine, np.int64)
-        for where, _ in self._classes(fine, shift):
-            np.add.at(counts, where, 1)
-        of_model = counts.reshape(number, -1)
-        up_to = np.cumsum(of_model, axis=1)
-        served = up_to[:, -1]
-        places = np.ceil(np.outer(np.maximum(served - 1, 0), np.array(shares) / 100)).astype(np.int64)
-        which = np.stack([(up_to <= place[:, None]).sum(axis=1) for place in places.T], axis=1)
-        which = np.minimum(which, (1 << fine) - 1)  # of models without results
-        all_up_to = np.cumsum(of_model.sum(axis=0))
-        all_places = np.ceil((len(self.latency) - 1) * (np.array(shares) / 100)).astype(np.int64)
-        all_which = np.searchsorted(all_up_to, all_places, side="right")
-        wanted = np.zeros(of_model.shape, dtype=bool)
-        wanted[np.arange(number)[:, None], which] = True
-        wanted[:, all_which] = True
-        # By model and latency: the class is the upper part of a latency.
-        kept = [
-            (where[chosen] << shift) | (latency[chosen] & ((1 << shift) - 1))
-            for where, latency in self._classes(fine, shift)
-            for chosen in (np.flatnonzero(wanted.ravel().take(where)),)
-        ]
-        keys = np.sort(np.concatenate(kept))
-        begins = np.cumsum(np.where(wanted, of_model, 0).ravel()) - counts
-        rows = np.arange(number)[:, None]
-        below = up_to[rows, which] - of_model[rows, which]
-        at = begins.reshape(of_model.shape)[rows, which] + places - below
-        found = keys.take(at, mode="clip") & ((1 << bits) - 1)
-        values = np.sort(keys & ((1 << bits) - 1))
-        all_found = []
-        for place, cls in zip(all_places.tolist(), all_which.tolist(), strict=True):
-            inside = place - int(all_up_to[cls] - of_model[:, cls].sum())
-            all_found.append(int(values[np.searchsorted(values, cls << shift) + inside]))
-        return all_found, [row if n else None for row, n in zip(found.tolist(), served.tolist(), strict=True)]
+        grouped, ends = self._grouped()
+        parts = (grouped[begin:end] for begin, end in pairwise([0, *ends.tolist()]))
+        of_models = [_percentiles(part, shares) for part in parts]
+        return _percentiles(grouped, shares), of_models
 
-    def _classes(self, fine: int, shift: int) -> Iterator[tuple[Ints, npt.NDArray[Any]]]:
-        """In blocks: model and class of each latency as one number, and the latencies."""
+    def _grouped(self) -> tuple[npt.NDArray[Any], Ints]:
+        """A copy of the latencies, those of model 0 first, and where each model's end."""
+        number = len(self.offered)
+        of_models = np.cumsum(np.bincount(self.run_model, self.run_size, minlength=number)).astype(np.int64)
+        order = by_model(self.run_model, number)
+        size = self.run_size[order]
         ends = np.cumsum(self.run_size)
-        cuts = np.unique(np.searchsorted(ends, np.arange(0, len(self.latency), BLOCK), side="right"))
-        first = (self.run_model << fine).astype(np.uint32 if len(self.offered) << fine < SHORT else np.int64)
+        away = np.empty_like(ends)  # of a run's place from where it is
+        away[order] = np.cumsum(size) - size
+        away -= ends - self.run_size
+        out = np.empty_like(self.latency)
+        cuts = np.unique(np.searchsorted(ends, np.arange(0, len(out), BLOCK), side="right"))
         begin = 0
         for i, j in pairwise([*cuts.tolist(), len(ends)]):
             end = int(ends[j - 1]) if j else 0
-            latency = self.latency[begin:end]
+            place = np.repeat(away[i:j], self.run_size[i:j])
+            place += np.arange(begin, end)
+            out[place] = self.latency[begin:end]
             begin = end
-            where = np.repeat(first[i:j], self.run_size[i:j])
-            yield (where + (latency >> shift)).astype(np.int64), latency
+        return out, of_models
+
+
+def _percentiles(values: npt.NDArray[Any], shares: Sequence[float]) -> list[int] | None:
+    """Of values that may be reordered: what is behind one percentile is partitioned for the next."""
+    if not len(values):
+        return None
+    found = []
+    done = 0
+    for share in shares:
+        place = math.ceil((len(values) - 1) * (share / 100))
+        values[done:].partition(place - done)
+        found.append(int(values[place]))
+        done = place
+    return found
 
 
 def by_model(model: npt.NDArray[Any], number: int) -> Ints:
@@ -119,14 +106,18 @@ class Counter:
 
     Args:
         slos: ns, by model. begin: ns; what arrives before does not count.
+        expected: requests, about; room for so many is made in one piece (memory is used as it fills).
     """
 
-    def __init__(self, slos: Sequence[int], begin: int) -> None:
+    def __init__(self, slos: Sequence[int], begin: int, expected: int = 0) -> None:
         self._slos = np.array(slos, dtype=np.int64)
         self._begin = begin
         self._requests = 0
         self._offered = np.zeros(len(slos), np.int64)
-        self._parts: list[tuple[npt.NDArray[Any], ...]] = []
+        self._latency: npt.NDArray[Any] = np.empty(max(expected, BLOCK), np.uint32)
+        self._answered = 0
+        nothing = np.empty(0, np.int64)
+        self._parts: list[tuple[Ints, ...]] = [(nothing, nothing, nothing, nothing)]
 
     def arrive(self, arrivals: Arrivals) -> None:
         """These have arrived, in order."""
@@ -143,34 +134,43 @@ class Counter:
         if not len(size):
             return
         slo = self._slos[model]
-        lateness = np.repeat(answered, size)
-        lateness -= deadline
         first = np.cumsum(size) - size
-        oldest = np.minimum.reduceat(deadline, first) - slo
-        spread = np.repeat(slo, size)
-        late = np.zeros(len(size), np.int64)
-        missed = np.flatnonzero(lateness > 0)
+        earliest = np.minimum.reduceat(deadline, first)
+        oldest = earliest - slo
+        # A latency is answered + slo - deadline; in 32 bits while that is exact (differences wrap).
+        kind = np.uint32 if int((answered - oldest).max()) < SHORT else np.int64
+        latency = np.repeat((answered + slo).astype(kind), size)
+        latency -= deadline.astype(kind)
         run = size
-        counts: Any = slice(None)
+        counts: Any = None
         if oldest.min() < self._begin:
-            counts = deadline - spread >= self._begin
+            counts = deadline - np.repeat(slo, size) >= self._begin
             run = np.add.reduceat(counts, first, dtype=np.int64)
-            missed = missed[counts[missed]]
-        if len(missed):
-            late = np.bincount(np.searchsorted(first, missed, side="right") - 1, minlength=len(size))
-        lateness += spread
-        latency = lateness[counts]
-        short = latency.astype(np.uint32 if not len(latency) or latency.max() < SHORT else np.int64)
-        self._parts.append((short, model, run, late, oldest))
+            latency = latency[counts]
+        late = np.zeros(len(size), np.int64)
+        if (answered > earliest).any():
+            missed = np.repeat(answered, size) > deadline
+            if counts is not None:
+                missed &= counts
+            late = np.add.reduceat(missed, first, dtype=np.int64)
+        self._keep(latency)
+        self._parts.append((model, run, late, oldest))
+
+    def _keep(self, latency: npt.NDArray[Any]) -> None:
+        end = self._answered + len(latency)
+        kept = self._latency
+        kind = np.result_type(kept, latency)
+        if end > len(kept) or kind != kept.dtype:
+            self._latency = np.empty(2 * end if end > len(kept) else len(kept), kind)
+            self._latency[: self._answered] = kept[: self._answered]
+        self._latency[self._answered : end] = latency
+        self._answered = end
 
     def tally(self) -> Tally:
         """Everything so far."""
-        nothing = np.empty(0, np.int64)
-        self._parts = self._parts or [(np.empty(0, np.uint32), nothing, nothing, nothing, nothing)]
-        latency, model, run, late, oldest = (
-            np.concatenate(column) for column in zip(*self._parts, strict=True)
-        )
+        model, run, late, oldest = (np.concatenate(column) for column in zip(*self._parts, strict=True))
         number = len(self._offered)
         served = np.bincount(model, run, minlength=number).astype(np.int64)
         missed = np.bincount(model, late, minlength=number).astype(np.int64)
+        latency = self._latency[: self._answered]
         return Tally(self._requests, self._offered, served - missed, missed, latency, model, run, oldest)

@@ -142,7 +142,7 @@ def _study(
     """Run all points of a study under all its policies; one table, one plot per group of points."""
     from simulator.plots import check_plots, line_plot, ratio_plot, share_plot
     from simulator.scaling_report import scaling_plot
-    from simulator.study import lines, load_study, run_point
+    from simulator.study import lines, load_study, run_point, swept
     from simulator.tables import csv_text
 
     study, points = load_study(path, settings)
@@ -169,7 +169,7 @@ def _study(
         ratio_plot(plots / f"{path.stem}.png", results, study.compare[0], study.metric, study.title)
     elif plots is not None:
         for i, (title, drawn) in enumerate(lines(study, results).items()):
-            line_plot(plots / f"{path.stem}-{i}.png", drawn, "", study.metric, title)
+            line_plot(plots / f"{path.stem}-{i}.png", drawn, swept(study) or "case", study.metric, title)
         if study.goodput and all(result["fluid_ideal_rps"] for result in results):
             share_plot(plots / f"{path.stem}.png", results, study.metric, study.title)
     if json_to == "-":
