@@ -5,32 +5,23 @@ No I/O: records come from the membership, statistics as the maps that shards pub
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from scheduler.offered import SECOND, Meter, Offered
 from scheduler.transition import Facts, Gpu
 from symphony.control import Member, ModelSpec
 from symphony.messages import of_ranges
 from symphony.plans import rank
 
-SECOND: Final = 1_000_000_000
 STALE_NS: Final = 5 * SECOND
 """Statistics that old say nothing about now."""
 
 
-@dataclass(slots=True, frozen=True)
-class _Sample:
-    """One shard's counters at ``at`` (cluster time, ns)."""
-
-    at: int
-    offered: Mapping[str, int]
-
-
 @dataclass(slots=True)
 class _Shard:
-    samples: deque[_Sample] = field(default_factory=lambda: deque(maxlen=128))
+    at: int = 0
     busy: float = 0.0
     queued: frozenset[str] = frozenset()
 
@@ -45,7 +36,7 @@ class Census:
     """Statistics of all shards over the last ``window_s`` seconds."""
 
     def __init__(self, window_s: float) -> None:
-        self._window_ns = int(window_s * SECOND)
+        self._meter = Meter(window_s)
         self._shards: dict[str, _Shard] = {}
         self._last: dict[str, float] = {}
 
@@ -53,30 +44,27 @@ class Census:
         """One message of topic ``stats.<shard>``; False if it is no such message."""
         try:
             models = {str(name): dict(entry) for name, entry in body["models"].items()}
-            sample = _Sample(int(body["at"]), {name: int(entry["offered"]) for name, entry in models.items()})
+            at, offered = int(body["at"]), {name: int(entry["offered"]) for name, entry in models.items()}
             queued = frozenset(name for name, entry in models.items() if entry["queued"])
             busy = float(body["busy_share"] or 0.0) * int(body["gpus"])
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             return False
-        known = self._shards.setdefault(shard, _Shard())
-        if known.samples and (
-            sample.at <= known.samples[-1].at
-            or any(count < known.samples[-1].offered.get(name, 0) for name, count in sample.offered.items())
-        ):
-            known.samples.clear()  # another run of the shard, or another clock: its counters began anew
-        known.samples.append(sample)
-        known.busy, known.queued = busy, queued
+        if not all(0 <= count < 1 << 63 for count in offered.values()):
+            return False
+        self._meter.saw(shard, at, offered)
+        self._shards[shard] = _Shard(at, busy, queued)
         return True
 
     def gone(self, shard: str) -> None:
         """The shard has left or died."""
+        self._meter.gone(shard)
         self._shards.pop(shard, None)
 
-    def known(self, shards: Iterable[str]) -> bool:
+    def known(self, shards: Collection[str]) -> bool:
         """Whether there are rates of all of these."""
-        return all(len(self._shards[s].samples) > 1 if s in self._shards else False for s in shards)
+        return self._meter.known(shards)
 
-    def rates(self, reachable: Iterable[str]) -> dict[str, float]:
+    def offered(self, reachable: Collection[str]) -> Offered:
         """Requests/s by model, over all shards.
 
         A model that no shard takes at the moment is not asked for at any shard, whatever its load is:
@@ -85,22 +73,12 @@ class Census:
         Args:
             reachable: models that some shard takes.
         """
-        rates: dict[str, float] = {}
-        for known in self._shards.values():
-            if len(known.samples) < 2:
-                continue
-            last = known.samples[-1]
-            first = next(s for s in known.samples if last.at - s.at <= self._window_ns or s is last)
-            if first is last:
-                first = known.samples[-2]
-            seconds = (last.at - first.at) / SECOND
-            for name, count in last.offered.items():
-                rates[name] = rates.get(name, 0.0) + (count - first.offered.get(name, 0)) / seconds
-        there = set(reachable)
-        for name in self._last.keys() - there:
+        told = self._meter.offered()
+        rates = dict(told.rates)
+        for name in self._last.keys() - set(reachable):
             rates[name] = max(rates.get(name, 0.0), self._last[name])
         self._last |= rates
-        return rates
+        return replace(told, rates=rates)
 
     def facts(self, now: int, members: Mapping[str, Member], models: Mapping[str, ModelSpec]) -> Facts:
         """What members and statistics say.
@@ -111,11 +89,7 @@ class Census:
             models: the catalogue.
         """
         shards = [m for m in members.values() if m.role == "scheduler"]
-        recent = {
-            name: known
-            for name, known in self._shards.items()
-            if known.samples and now - known.samples[-1].at < STALE_NS
-        }
+        recent = {name: known for name, known in self._shards.items() if now - known.at < STALE_NS}
         return Facts(
             gpus=gpus_of(members.values()),
             owner={gpu: shard.id for shard in shards for gpu in of_ranges(shard.owns)},

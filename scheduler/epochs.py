@@ -12,13 +12,13 @@ time, made from the plan in force; if the broker declines it, somebody else lead
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from scheduler.allocation import Cluster, Network, Plan
-from scheduler.census import SECOND, Census
+from scheduler.census import Census
+from scheduler.offered import SECOND, Offered
 from scheduler.targets import as_it_is, describe, target_of
 from scheduler.transition import Facts, Target, Transition, groups_of, uses_of
 from symphony.control import Member, ModelSpec
@@ -27,8 +27,6 @@ from symphony.scaling import EpochConfig
 
 ANSWER_NS: Final = 2 * SECOND
 """How long the broker's answer to a proposal is waited for."""
-SURE: Final = 3.0
-"""Standard deviations of a Poisson count that are no movement of the load."""
 FORGET: Final = 10
 """Epochs after which what a worker could not load is tried again."""
 LONGEST_NS: Final = 30 * SECOND
@@ -80,8 +78,8 @@ class _Planned:
     """What the last epoch was planned on."""
 
     at: int
-    rates: dict[str, float] = field(default_factory=dict)
-    signature: tuple[object, ...] = ()
+    offered: Offered
+    signature: tuple[object, ...]
 
 
 class Epochs:
@@ -112,6 +110,8 @@ class Epochs:
         self._allocating = False
         self._planned: _Planned | None = None
         self._pending: _Planned | None = None
+        self._loaded: int | None = None
+        """Since when there has been something to plan, before the first plan."""
         self._seen: tuple[int, tuple[object, ...]] = (0, ())
         self._broker: int | None = None
         self._since: int | None = None
@@ -270,12 +270,10 @@ class Epochs:
         self._note_failures(plan, facts)
         if not self.census.known(facts.adopted):
             return ""
-        rates = self._rates(facts)
+        offered = self._offered_now(facts)
         since, signature = self._seen
         if self._planned is None:
-            idle = not any(rates.values()) and not facts.gpus.keys() - uses_of(plan).keys()
-            calm = now - since >= settings.settle_s * SECOND
-            return "first plan of this leader" if calm and not idle else ""
+            return self._why_first(now, plan, facts, offered)
         elapsed = now - self._planned.at
         if elapsed < settings.least_s * SECOND:
             return ""
@@ -283,13 +281,32 @@ class Epochs:
             return f"a worker could not load {', '.join(sorted(model for model, _ in self._failed))}"
         if signature != self._planned.signature and now - since >= settings.settle_s * SECOND:
             return "shards, GPUs or models have come or gone"
-        moved = self._moved(rates)
+        late = elapsed >= (settings.seconds + settings.window_s) * SECOND
+        if offered.fresh and not late:  # in a second or two it will be known where the load has gone
+            return ""
+        moved = offered.moved_from(self._planned.offered)
         if moved > settings.drift:
             return f"the load has moved by {moved:.0%}"
         return "epoch" if elapsed >= settings.seconds * SECOND else ""
 
-    def _rates(self, facts: Facts) -> dict[str, float]:
-        return self.census.rates({model for models in facts.takes.values() for model in models})
+    def _why_first(self, now: int, plan: ClusterPlan, facts: Facts, offered: Offered) -> str:
+        """The first plan: from a whole window of rates, unless something is not served meanwhile."""
+        settings = self._settings
+        uses = uses_of(plan)
+        since, _ = self._seen
+        calm = now - since >= settings.settle_s * SECOND
+        idle = not any(offered.rates.values()) and not facts.gpus.keys() - uses.keys()
+        if idle or not calm:
+            self._loaded = None
+            return ""
+        if self._loaded is None:
+            self._loaded = now
+        lost = {use.shard for use in uses.values()} - facts.adopted.keys()
+        waited = now - self._loaded >= 2 * settings.window_s * SECOND
+        return "first plan of this leader" if offered.whole or lost or self._failed or waited else ""
+
+    def _offered_now(self, facts: Facts) -> Offered:
+        return self.census.offered({model for models in facts.takes.values() for model in models})
 
     def _recall(self, plan: ClusterPlan) -> None:
         """What could not be loaded, also under earlier leaders, until it is forgotten."""
@@ -308,30 +325,17 @@ class Epochs:
         self._failed |= new
         self._forbidden |= dict.fromkeys(new, epoch)
 
-    def _moved(self, rates: Mapping[str, float]) -> float:
-        """Share of the load that is elsewhere than planned for, beyond what counts scatter by."""
-        assert self._planned is not None
-        before = self._planned.rates
-        window = self._settings.window_s
-        moved = sum(
-            max(0.0, abs(rate - old) - SURE * math.sqrt(max(rate, old) / window))
-            for name in before.keys() | rates.keys()
-            for rate, old in [(rates.get(name, 0.0), before.get(name, 0.0))]
-        )
-        total = max(sum(before.values()), sum(rates.values()))
-        return moved / total if total > 0 else 0.0
-
     def _allocate(self, now: int, why: str, view: View, facts: Facts) -> Allocate:
-        rates = self._rates(facts)
+        offered = self._offered_now(facts)
         self._allocating = True
         self._failed = set()
-        self._pending = _Planned(now, dict(rates), self._seen[1])
+        self._pending = _Planned(now, offered, self._seen[1])
         assert view.plan is not None
         cluster = describe(
             facts.adopted,
             facts,
             view.models,
-            rates,
+            offered.rates,
             uses_of(view.plan),
             view.plan.routes if self._target is None else self._target.routes,
             forbidden=frozenset(self._forbidden),

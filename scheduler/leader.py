@@ -45,6 +45,9 @@ _log = logging.getLogger("scheduler.leader")  # it is run as a program, too
 TICK_NS: Final = 100_000_000
 """While a plan is on its way; what members tell wakes the loop besides."""
 IDLE_NS: Final = 1_000_000_000
+PLANNING: Final = 0.1
+"""Share of an epoch that the solver may take: the load that it plans for is moving on."""
+LEAST_PLANNING_S: Final = 0.5
 UNSAID: Final = ("what", "reasons", "utilization")
 """Fields of events that are published and not logged."""
 
@@ -71,6 +74,8 @@ class Leader:
             self._actuator = CommandActuator(settings.autoscale.command, settings.autoscale.command_timeout_s)
         self._clock = ClusterClock()
         self._answers: list[tuple[Plan | None, str]] = []
+        self._told: set[str] = set()
+        """Shards whose statistics have come since the last round of all of them."""
         self._ear, self._bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._solving: threading.Thread | None = None
 
@@ -114,13 +119,14 @@ class Leader:
                 tick_at = mono + (TICK_NS if self._epochs.moving or self._actuator is not None else IDLE_NS)
 
     def _follow(self, mono: int) -> bool:
-        """Take in what has come; whether anything but statistics has."""
+        """Take in what has come; whether there is news. Statistics are some once all shards have told."""
         news = False
         for event in self._membership.step(mono):
             match event:
                 case Published(topic=topic, body=body):
                     self._take_stats(topic, body)
-                    continue
+                    if not self._round_complete(topic):
+                        continue
                 case MemberChanged("leave" | "death", member):
                     self._epochs.census.gone(member.id)
                     self._scaling.gone(member.id)
@@ -136,6 +142,14 @@ class Leader:
             self._do(self._epochs.allocated(self._clock.now(), plan, self._view(), problem))
             news = True
         return news
+
+    def _round_complete(self, topic: str) -> bool:
+        self._told.add(topic.partition(".")[2])
+        members = self._membership.members.values()
+        if any(m.role == "scheduler" and m.state == "ready" and m.id not in self._told for m in members):
+            return False
+        self._told.clear()
+        return True
 
     def _take_stats(self, topic: str, body: bytes) -> None:
         family, _, shard = topic.partition(".")
@@ -209,7 +223,8 @@ class Leader:
 
     def _solve(self, action: Allocate) -> None:
         """In a thread: the loop goes on meanwhile."""
-        limit = 10.0 if self.settings.epoch is None else self.settings.epoch.time_limit_s
+        epoch = self.settings.epoch or EpochConfig()
+        limit = min(epoch.time_limit_s, max(LEAST_PLANNING_S, PLANNING * epoch.seconds))
         try:
             self._answers.append((allocate(action.cluster, time_limit_s=limit), ""))
         except (AllocationError, RuntimeError, ValueError, ArithmeticError) as error:

@@ -148,11 +148,18 @@ def _divide(
     """First as if all that is placed could be served; if not, what can be; by hand when time is up."""
     if not placement:
         return _nothing(problem)
-    for serve_all in (True, False) if clock.left > 0 else ():
-        division = _program(problem, placement, clock, now, fixed, headroom, serve_all)
-        if division is not None:
-            return division
-    return by_hand(problem, placement, headroom)
+    if clock.left > 0:
+        found = _program(problem, placement, clock, now, fixed, headroom, serve_all=True)
+        if found is not None:
+            return found
+        found = _program(problem, placement, clock, now, fixed, headroom, serve_all=False)
+        if found is not None and fixed:
+            return found
+    else:
+        found = None
+    # A solver that was cut short may have come no further than to serve nothing.
+    division = by_hand(problem, placement, headroom)
+    return division if found is None or division.better(found) else found
 
 
 def by_hand(problem: Problem, placement: Placement, headroom: float) -> Division:

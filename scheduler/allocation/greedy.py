@@ -73,11 +73,15 @@ def _by_type(problem: Problem, bound: Bound, clock: Clock) -> Iterator[Placement
     used = sorted({t for home in homes for t in home})
     if not used or len(used) > problem.shards:
         return
-    least = []
-    for t in used:
-        size = sum(float(problem.memory[m]) for m, home in enumerate(homes) if t in home)
-        least.append(max(1, math.ceil(SLACK * size / problem.room[t])) if problem.room[t] else 1)
-    if sum(least) > problem.shards:
+    size = [sum(float(problem.memory[m]) for m, home in enumerate(homes) if t in home) for t in used]
+    for slack in (SLACK, 1.0):
+        least = [
+            max(1, math.ceil(slack * mb / problem.room[t] - EPSILON)) if problem.room[t] else 1
+            for t, mb in zip(used, size, strict=True)
+        ]
+        if sum(least) <= problem.shards:
+            break
+    else:
         return
     shards = _deal([float(loads[t]) for t in used], least, problem.shards)
     # Where GPUs of a type are short, whole ones for every shard leave shards empty: at size also even loads.

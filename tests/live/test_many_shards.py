@@ -24,7 +24,9 @@ from symphony.status import Status, SymphonyError, Unavailable
 pytestmark = [pytest.mark.live, pytest.mark.timeout(240)]
 
 SHARDS, MODELS, GPUS = 4, 40, 8
-EPOCH_S = 4
+EPOCH_S = 10
+FOLLOW_S = 2 * EPOCH_S + 40
+"""Two epochs, and what a machine may be busy with besides."""
 S = 1_000_000_000
 SLO_MS = 1_500
 WORK = 6.6
@@ -207,57 +209,39 @@ def _settled(running: Cluster, epoch: int) -> bool:
     return plan is not None and plan.stamp.epoch >= epoch and all(group.active for group in plan.groups)
 
 
-def _wait_for_plan(running: Cluster, at: int) -> None:
-    """Until a plan from after ``at`` (cluster ns) is in force, and nothing of it has moved for a second."""
-    seen: dict[str, float] = {}
-
-    def calm() -> bool:
-        plan = _plan(running)
-        if plan is None or plan.at < at or not all(group.active for group in plan.groups):
-            return False
-        return time.monotonic() - seen.setdefault(str(plan.stamp), time.monotonic()) > 1.0
-
-    wait_until(calm, 60, "a plan that is carried out")
-
-
-def test_routes_and_gpus_follow_a_load_that_moves(tmp_path: Path) -> None:
+def test_routes_follow_a_load_that_moves(tmp_path: Path) -> None:
+    """To the half of the models that two shards serve, whose GPUs cannot carry it."""
     first = [1.0] * MODELS
     with _loaded(tmp_path, first, rate=220) as (running, load):
-        _wait_for_plan(running, load.engine.clock.now() + 3 * S)
+        wait_until(lambda: _settled(running, 2), 60, "a first plan of the allocator")
         start = load.sent
         wait_until(lambda: load.sent > start + 300, 30, "load under the first plan")
         before = _plan(running)
         assert before is not None
         moved = load.sent
-        # To the half of the models that two shards serve, whose GPUs cannot carry it.
         crowded = {"shard-0", "shard-1"}
         second = [1.0 if crowded & before.routes[f"m{i}"].keys() else 0.02 for i in range(MODELS)]
         load.weights = second
         changed = load.engine.clock.now()
+        assert max(_share(before, second).values()) > 0.45
 
-        _wait_for_plan(running, changed + 3 * S)
-        most = max(_share(before, second).values())
-
-        def relieved() -> bool:
-            """The busiest shard has less to do; a plan from rates half old may leave that to the next."""
+        def followed() -> bool:
             plan = _plan(running)
-            return plan is not None and max(_share(plan, second).values()) < most
+            return plan is not None and max(_share(plan, second).values()) < 1.4 / SHARDS
 
-        wait_until(relieved, 60, "the busiest shard to be relieved")
+        wait_until(followed, FOLLOW_S, "every shard to have about its share of the load")
         took = (load.engine.clock.now() - changed) / S
-        plan = _plan(running)
-        assert plan is not None
         calm = load.sent
         wait_until(lambda: load.sent > calm + 300, 30, "load under the new plan")
+        plan = _plan(running)
+        assert plan is not None
         load.finish()
-        print(f"\nfollowed in {took:.1f} s ({took / EPOCH_S:.1f} epochs of {EPOCH_S} s)")
+        print(f"\nfollowed in {took:.1f} s ({took / EPOCH_S:.2f} epochs of {EPOCH_S} s)")
         print(f"before: {load.bad(start, moved)}\nduring: {load.bad(moved, calm)}")
         print(f"after: {load.bad(calm, load.sent)}")
         share, gpus = _share(plan, second), _gpus(plan)
-        print(f"load by shard {share}, GPUs {gpus}; before {_share(before, first)}, {_gpus(before)}")
+        print(f"load by shard {share}, GPUs {gpus}; before {_share(before, second)}, {_gpus(before)}")
         assert plan.stamp.epoch > before.stamp.epoch
-        assert (plan.routes, gpus) != (before.routes, _gpus(before))
-        assert max(share.values()) < max(_share(before, second).values())
         assert sum(gpus.values()) == GPUS
         for shard, part in share.items():
             assert gpus.get(shard, 0) >= part * GPUS / 3, f"{shard} has {part:.0%} of the load"
@@ -294,13 +278,13 @@ def test_gpus_follow_a_load_that_moves_to_other_models(tmp_path: Path) -> None:
         moved = load.sent
         second = load.weights = first[::-1]
         changed = load.engine.clock.now()
-        wait_until(lambda: fits(second), 90, "GPUs where the load is now")
+        wait_until(lambda: fits(second), FOLLOW_S, "GPUs where the load is now")
         took = (load.engine.clock.now() - changed) / S
         calm = load.sent
         wait_until(lambda: load.sent > calm + 400, 30, "load under the new plan")
         after = held()
         load.finish()
-        print(f"\nGPUs {before} -> {after} in {took:.1f} s ({took / EPOCH_S:.1f} epochs of {EPOCH_S} s)")
+        print(f"\nGPUs {before} -> {after} in {took:.1f} s ({took / EPOCH_S:.2f} epochs of {EPOCH_S} s)")
         print(f"before: {load.bad(start, moved)}\nduring: {load.bad(moved, calm)}")
         print(f"after: {load.bad(calm, load.sent)}")
         assert sum(after.values()) == gpus

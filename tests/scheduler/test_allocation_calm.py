@@ -126,6 +126,29 @@ def test_without_time_for_the_solver_the_packing_is_the_plan() -> None:
     assert better.gpus_needed <= plan.gpus_needed
 
 
+def test_memory_that_just_suffices_is_packed_without_the_solver() -> None:
+    """Forty equal models, GPUs that hold ten: with or without a plan in force it is known at once."""
+    names = [f"m{i}" for i in range(40)]
+    profile = Profile.linear(30, 85, 16)
+    what = Cluster(
+        tuple(f"shard-{s}" for s in range(4)),
+        (GpuGroup("v100", 12, 1_000),),
+        tuple(
+            Model(n, 6.5 if i < 20 else 0.1, 1_000, {"v100": profile}, 100, 20) for i, n in enumerate(names)
+        ),
+        spares=True,
+    )
+    plan = allocate(what, time_limit_s=0.001)
+    check(what, plan, what.headroom)
+    assert not plan.unserved
+    placed = {name: {f"shard-{i // 10}": 1.0} for i, name in enumerate(names)}
+    there = {"shard-0": {"v100": 2}, "shard-1": {"v100": 1}, "shard-2": {"v100": 5}, "shard-3": {"v100": 4}}
+    again = allocate(replace(what, current=Current(placed, there)), time_limit_s=0.001)
+    assert not again.unserved
+    assert again.moved == 0
+    assert min(again.gpus[shard]["v100"] for shard in ("shard-0", "shard-1")) >= 4
+
+
 @pytest.mark.parametrize("types", [1, 2])
 @pytest.mark.parametrize("total", [2_000, 60_000])
 def test_a_solver_that_fails_leaves_the_packing(

@@ -7,8 +7,9 @@ from typing import Any
 
 from broker.planning import Planning
 from scheduler.allocation import allocate
-from scheduler.census import SECOND, leader_of
+from scheduler.census import leader_of
 from scheduler.epochs import Allocate, Epochs, Offer, Tell, View
+from scheduler.offered import SECOND
 from symphony.control import Holding, Member, ModelSpec
 from symphony.messages import of_ranges, to_ranges
 from symphony.plans import Accepted, ClusterPlan, PlanStamp, Propose
@@ -175,6 +176,40 @@ def test_a_load_that_moves_is_planned_for_before_the_epoch_is_over() -> None:
         for shard, weight in route.items():
             need[shard] += world.rates[model] * weight
     assert max(need.values()) < 0.8 * sum(need.values()), "both shards carry some of the load"
+
+
+def test_a_load_that_moves_is_planned_for_once_and_not_from_rates_half_old() -> None:
+    world = World()
+    world.rates = {"m0": 1_500.0, "m1": 1_500.0, "m2": 1.0, "m3": 1.0}
+    world.run(20.5)
+    world.told.clear()
+    world.rates = {"m0": 1.0, "m1": 1.0, "m2": 1_500.0, "m3": 1_500.0}
+    world.run(9)
+    plans = [event for event in world.told if event["what"] == "planning" or event["what"] == "epoch"]
+    assert len(plans) <= 2  # one for the new load, and one because the epoch was over
+    carried = [route for model, route in world.plan.routes.items() if model in ("m2", "m3")]
+    assert len({shard for route in carried for shard in route}) == 2
+
+
+def test_the_first_plan_waits_for_a_whole_window_of_rates() -> None:
+    world = World()
+    world.rates = dict.fromkeys(MODELS, 0.0)
+    world.run(6)
+    assert [event["what"] for event in world.told].count("epoch") == 0
+    world.rates = dict.fromkeys(MODELS, 100.0)
+    world.run(2.5)
+    assert [event["what"] for event in world.told].count("epoch") == 0
+    world.run(4)
+    assert [event["what"] for event in world.told].count("epoch") == 1
+
+
+def test_a_new_leader_waits_for_nothing_where_models_are_without_a_shard() -> None:
+    world = World()
+    world.run(12)
+    told = len(world.told)
+    del world.members["shard-0"]
+    world.run(2.2)
+    assert "epoch" in [event["what"] for event in world.told[told:]]
 
 
 def test_the_next_shard_goes_on_where_a_dead_leader_stopped() -> None:
