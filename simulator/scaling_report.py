@@ -18,6 +18,7 @@ HEADS = (
     "ups",
     "downs",
     "reversals",
+    "of the need",
     "after settling",
 )
 SMOOTH_S = 5
@@ -40,6 +41,7 @@ def scaling_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
                 str(s["ups"]),
                 str(s["downs"]),
                 str(s["reversals"]),
+                str(s["reversals_need"]),
                 str(s["decisions_settled"]),
             )
         )

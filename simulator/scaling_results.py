@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +26,8 @@ def summarize_scaling(
 
     gpu_seconds: of GPUs that start, serve or drain. need_gpu_seconds: the fluid need of each second's
     arrivals, in GPUs of the first type. *outside*: of requests that arrive while no GPU is starting that was
-    asked for; *inside*: the others. reversals: changes between up and down of a shard.
+    asked for; *inside*: the others. reversals: changes between up and down of a shard. reversals_need: what
+    the load itself makes, see :func:`reversals_of`.
     """
     settings = experiment.autoscale
     assert settings is not None
@@ -49,6 +52,7 @@ def summarize_scaling(
         "ups": kinds.count("up"),
         "downs": kinds.count("down"),
         "reversals": _reversals(scaling.decisions),
+        "reversals_need": reversals_of(need, settings.up, settings.target, settings.down, settings.window_s),
         "decisions_settled": len(settled),
         "bad_share": _bad(out, out.counted),
         "bad_share_outside": _bad(out, out.counted & ~starting),
@@ -72,6 +76,31 @@ def _reversals(decisions: list[dict[str, Any]]) -> int:
     for decision in decisions:
         by_shard.setdefault(decision.get("shard", ""), []).append(decision["kind"])
     return sum(a != b for kinds in by_shard.values() for a, b in pairwise(kinds))
+
+
+def reversals_of(need: Sequence[float], up: float, target: float, down: float, window_s: float) -> int:
+    """How often a number of GPUs turns that follows the need at those thresholds, without noise or delay.
+
+    As :mod:`scheduler.autoscale`: above ``up`` to ``target``; to ``down`` once one GPU fewer is not above it.
+
+    Args:
+        need: the fluid need in GPUs, second by second.
+        up, target, down: utilizations.
+        window_s: seconds over which the need is averaged.
+    """
+    width = max(1, min(round(window_s), len(need)))
+    kinds: list[str] = []
+    gpus = 0
+    for mean in np.convolve(need, np.ones(width) / width, "valid").tolist() if len(need) else ():
+        if not gpus:
+            gpus = max(1, ceil(mean / target))
+        elif mean > up * gpus:
+            gpus = ceil(mean / target)
+            kinds.append("up")
+        elif gpus > 1 and mean <= down * (gpus - 1):
+            gpus = max(1, ceil(mean / down))
+            kinds.append("down")
+    return sum(a != b for a, b in pairwise(kinds))
 
 
 def _bad(out: Outcomes, which: Any) -> float:

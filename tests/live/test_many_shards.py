@@ -137,10 +137,22 @@ class Load:
         kinds = Counter(status.name if not good else "good" for _, good, status in some)
         return f"{bad / max(1, len(some)):.2%} bad of {len(some)}: {dict(kinds)}"
 
-    def first_good(self, since: int) -> float:
-        """Seconds from when request ``since`` was sent to the first good answer to it or a later one."""
+    def served_again(self, since: int) -> str:
+        """How long after request ``since`` somebody, and how long after it everybody was served."""
         moments = [o[0][0] for o in self._outcomes[since:] if o and o[0][1]]
-        return min(moments) - self._sent[since]
+        refused = [
+            sent
+            for sent, outcome in zip(self._sent[since:], self._outcomes[since:], strict=False)
+            if outcome and outcome[0][2] not in (Status.OK, Status.DROPPED)
+        ]
+        last = max(refused, default=self._sent[since]) - self._sent[since]
+        first = min(moments) - self._sent[since]
+        return f"first good answer after {first:.3f} s, nothing refused any more after {last:.3f} s"
+
+    def refused(self, last: int) -> bool:
+        """Whether one of the ``last`` answered requests found nobody to serve it."""
+        recent = [outcome[0][2] for outcome in self._outcomes[-last:] if outcome]
+        return any(status not in (Status.OK, Status.DROPPED) for status in recent)
 
     def finish(self) -> None:
         """Stop, and see that every request has exactly one outcome."""
@@ -305,6 +317,7 @@ def test_a_process_killed_in_mid_load(tmp_path: Path, role: str, name: str, shar
         here = load.sent
         running.kill(role, name)
         wait_until(lambda: load.good_since(here) > 200, 60, "good answers again")
+        wait_until(lambda: not load.refused(300), 60, "every model to be served again")
         if role == "broker":
             wait_until(lambda: _plan(running) is not None, 30, "the plan to be known to the new broker")
         elif name == "shard-0":
@@ -314,8 +327,7 @@ def test_a_process_killed_in_mid_load(tmp_path: Path, role: str, name: str, shar
                 "a leader's plan",
             )
         load.finish()
-        print(f"\n{role} {name}: first good answer after {load.first_good(here):.3f} s")
-        print(load.bad(here, load.sent))
+        print(f"\n{role} {name}: {load.served_again(here)}; {load.bad(here, load.sent)}")
         assert load.engine.faults.counts["duplicate-answer"] == 0
 
 
@@ -334,6 +346,4 @@ def test_a_tenth_of_the_workers_killed_in_mid_load(tmp_path: Path) -> None:
 
         wait_until(back, 60, "its GPUs to be back")
         load.finish()
-        print(
-            f"\nworker-5: first good answer after {load.first_good(here):.3f} s; {load.bad(here, load.sent)}"
-        )
+        print(f"\nworker-5: {load.served_again(here)}; {load.bad(here, load.sent)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from simulator.autoscaling import Autoscaling
 from simulator.experiment import Experiment, ExperimentError, parse_experiment
 from simulator.goodput import run_once
 from simulator.scalers import Queue, Scaler, Utilization, Wish
+from simulator.scaling_results import reversals_of
 
 
 def experiment(gpus: int = 6, seconds: float = 120, **changes: Any) -> Experiment:
@@ -140,6 +143,17 @@ def test_utilization_follows_the_formula_with_tolerance_and_stabilization() -> N
     down = found[at[0] - 1]
     assert down is not None
     assert 4 <= down.counts["a"] < 10
+
+
+def test_the_needs_own_reversals() -> None:
+    chance = random.Random(1)
+    constant = [30 * chance.uniform(0.9, 1.1) for _ in range(3_600)]
+    assert reversals_of(constant, 0.97, 0.93, 0.93, 30) == 0
+    period = [20 * (1 + 0.5 * math.sin(t / 600 * 2 * math.pi)) for t in range(1_800)]
+    assert reversals_of(period, 0.97, 0.93, 0.93, 30) == 6
+    assert reversals_of([10.0] * 50 + [30.0] * 50, 0.97, 0.93, 0.93, 30) == 0
+    assert reversals_of([], 0.97, 0.93, 0.93, 30) == 0
+    assert reversals_of([1.0] * 5, 0.97, 0.93, 0.93, 30) == 0
 
 
 def test_what_cannot_be_run_is_refused() -> None:
