@@ -94,7 +94,7 @@ class Device(Protocol):
         """Entry b - 1: the size that a batch of b is padded to, 0: none; empty where nothing is padded."""
 
     def describe(self) -> dict[str, str]:
-        """Versions for reports: ``torch``, and ``driver`` where there is one."""
+        """For reports: ``torch`` (its version); of a GPU also ``uuid``, as NVML knows it."""
 
     def tune(self, key: str, items: Callable[[int], Sequence[Item]], turn: Turn) -> None:
         """Prepare whatever depends on the batch size, once per copy and before its first batch.

@@ -79,6 +79,8 @@ class Executor:
         self._error: Exception | None = None
         self.gpu_type = ""
         """Known once the device has been made; :attr:`fd` tells."""
+        self.uuid = ""
+        """The GPU's, known at the same time; empty where there is none."""
         self.lost: DeviceLost | None = None
         """Set once the device can execute nothing more."""
         self.fd, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -216,6 +218,7 @@ class Executor:
             self._notify()
             return
         self._holdings.opened(device.gpu_type, device.memory_mb)
+        self.uuid = device.describe().get("uuid", "")
         self._device, self.gpu_type = device, device.gpu_type
         for thread in self._threads[1:]:
             thread.start()

@@ -59,7 +59,7 @@ class Graphs:
     def __init__(self, lanes: Lanes, call: Call) -> None:
         self._lanes = lanes
         self._call = call
-        self._pool: Any = None
+        self._held: Any = None
         self._by_size: dict[int, tuple[dict[str, Tensor], Callable[[], Any]]] = {}
         self.table: list[int] = []
         """As :func:`choose` returns it; empty: no batch runs on a graph."""
@@ -75,9 +75,7 @@ class Graphs:
     def capture(self, size: int, tensors: Mapping[str, Tensor]) -> None:
         """Make the graph of one size; ``tensors`` have that many rows. On the compute lane, which is idle."""
         static = {name: tensor.clone() for name, tensor in tensors.items()}
-        for _ in range(2):  # whatever is set up at a first run must not be captured
-            self._call(static)
-        again, self._pool = self._lanes.capture(lambda: self._call(static), self._pool)
+        again, self._held = self._lanes.capture(lambda: self._call(static), self._held)
         self._by_size[size] = static, again
 
     def replay(self, size: int, tensors: Mapping[str, Tensor]) -> Any:

@@ -11,13 +11,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 Lane = Literal["in", "compute", "out", "load"]
 LANES: Final[tuple[Lane, ...]] = ("in", "compute", "out", "load")
+COMPARE_NS: Final = 1_000_000_000
+"""How old a comparison of the device's clock with this machine's may be."""
+COMPARISONS: Final = 4
 
 
 class Lanes(Protocol):
@@ -56,9 +59,12 @@ class Lanes(Protocol):
     def buffer(self, size: int) -> Tensor:
         """``size`` bytes of host memory that the device can copy from and to by itself."""
 
-    def capture(self, call: Callable[[], Any], pool: Any) -> tuple[Callable[[], Any], Any]:
-        """Record what ``call`` does on the compute lane; returns what repeats it, and the memory pool that
-        further recordings of the same model should use. What ``call`` returned is overwritten each time."""
+    def capture(self, call: Callable[[], Any], held: Any) -> tuple[Callable[[], Any], Any]:
+        """Record what ``call`` does, after it has run twice, which sets up what must not be recorded.
+
+        Returns what repeats it on the lane in use, and what further recordings of the same copy of a model
+        are to be given as ``held`` (None at first). What ``call`` returned is overwritten each time.
+        """
 
 
 class HostLanes:
@@ -104,9 +110,16 @@ class HostLanes:
         """Ordinary memory."""
         return torch.empty(size, dtype=torch.uint8)
 
-    def capture(self, call: Callable[[], Any], pool: Any) -> tuple[Callable[[], Any], Any]:
+    def capture(self, call: Callable[[], Any], held: Any) -> tuple[Callable[[], Any], Any]:
         """Calls it again."""
-        return call, pool
+        return call, held
+
+
+class Reference(NamedTuple):
+    """An event of the device's clock, and when it was by this machine's (monotonic ns)."""
+
+    event: torch.cuda.Event
+    when: int
 
 
 class CudaLanes:
@@ -116,8 +129,18 @@ class CudaLanes:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._reference: tuple[torch.cuda.Event, int] | None = None
-        self._streams = {lane: torch.cuda.Stream(device) for lane in LANES}  # type: ignore[no-untyped-call]
+        self._reference: Reference | None = None
+        self._streams = {lane: self._stream() for lane in LANES}
+        self._clock = self._stream()
+        """Never has anything to do: an event in it happens at once."""
+
+    def _stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+
+    def _record(self, stream: torch.cuda.Stream) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(stream)
+        return event
 
     def use(self, lane: Lane) -> AbstractContextManager[Any]:
         """Its stream is the current one."""
@@ -125,20 +148,15 @@ class CudaLanes:
 
     def mark(self, lane: Lane) -> torch.cuda.Event:
         """An event that keeps the time."""
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(self._streams[lane])
-        return event
+        return self._record(self._streams[lane])
 
     def after(self, lane: Lane, mark: torch.cuda.Event) -> None:
         """The stream waits, this thread does not."""
         self._streams[lane].wait_event(mark)
 
     def wait(self, mark: torch.cuda.Event) -> None:
-        """For that event only. One that had not been reached before tells how the two clocks compare."""
-        was = self.reached(mark)
+        """For that event only."""
         mark.synchronize()
-        if not was or self._reference is None:
-            self._reference = mark, time.monotonic_ns()
 
     def reached(self, mark: torch.cuda.Event) -> bool:
         """Asks the driver."""
@@ -149,11 +167,26 @@ class CudaLanes:
         return int(first.elapsed_time(second) * 1e6)
 
     def time_of(self, mark: torch.cuda.Event) -> int:
-        """From the last event that a thread has woken up for: this thread may come much later."""
-        if self._reference is None:
-            return time.monotonic_ns()
-        event, when = self._reference
-        return when + self.between_ns(event, mark)
+        """By how far it lies from an event whose time is known: this thread may look much later. The clocks
+        are compared again every second: they drift, and the distance is a float of 24 bits."""
+        now = time.monotonic_ns()
+        if self._reference is None or now - self._reference.when > COMPARE_NS:
+            self._reference = self._compare()
+        return self._reference.when + self.between_ns(self._reference.event, mark)
+
+    def _compare(self) -> Reference:
+        """The event that a thread waited for the shortest of a few times; it was in the middle of that."""
+        best: Reference | None = None
+        shortest = 0
+        for _ in range(COMPARISONS):
+            before = time.monotonic_ns()
+            event = self._record(self._clock)
+            event.synchronize()
+            took = time.monotonic_ns() - before
+            if best is None or took < shortest:
+                best, shortest = Reference(event, before + took // 2), took
+        assert best is not None
+        return best
 
     def to_device(self, host: Tensor) -> Tensor:
         """Asynchronous, since ``host`` is page-locked."""
@@ -168,16 +201,26 @@ class CudaLanes:
         with torch.cuda.device(self._device):  # or the first GPU would get a context of this process, too
             return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
-    def capture(self, call: Callable[[], Any], pool: Any) -> tuple[Callable[[], Any], Any]:
-        """A CUDA graph. Other threads may use the device meanwhile, hence ``thread_local``."""
+    def capture(self, call: Callable[[], Any], held: Any) -> tuple[Callable[[], Any], Any]:
+        """A CUDA graph. Other threads may use the device meanwhile, hence ``thread_local``.
+
+        Graphs of one copy share a pool of memory: they are replayed one after the other, and none needs what
+        another has left there. They are captured on a stream of the copy's own, on which the runs before
+        have set up cuBLAS: its workspace belongs to the stream, and a graph that goes takes that of the
+        stream it was captured on away from all others (pytorch/pytorch#193402).
+        """
+        stream, pool = held or (self._stream(), None)
+        stream.wait_stream(self._streams["compute"])
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                call()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph, pool=pool, stream=self._streams["compute"], capture_error_mode="thread_local"
-        ):
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             result = call()
+        self._streams["compute"].wait_stream(stream)
 
         def again() -> Any:
             graph.replay()
             return result
 
-        return again, graph.pool() if pool is None else pool
+        return again, (stream, graph.pool() if pool is None else pool)

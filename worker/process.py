@@ -146,10 +146,10 @@ class Worker:
     def _identify(self) -> None:
         """Open the device: only then it is known what kind of GPU joins the cluster."""
         self._runner.start()
-        self._watch.start()
         while not self._runner.gpu_type and not self._stopping:
             self._waiter.wait()
             self._runner.ready()  # raises if there is no such device
+        self._watch.start(self._runner.uuid)
 
     def _open(self, bus: Bus) -> None:
         settings = self._settings

@@ -31,6 +31,10 @@ class Runner(Protocol):
     def gpu_type(self) -> str:
         """The key of its profiles in the catalogue; empty while it is not known yet."""
 
+    @property
+    def uuid(self) -> str:
+        """Of a real GPU, once :attr:`gpu_type` is known; else empty."""
+
     def start(self) -> None:
         """Begin to load."""
 
@@ -84,6 +88,7 @@ class EmulatedRunner:
     """Batches take as long as their profile says. Nothing is fetched and no tensors come out."""
 
     fd: int | None = None
+    uuid: str = ""
 
     def __init__(self, definitions: Sequence[Definition], gpu_type: str, memory_mb: int = 0) -> None:
         self._first = definitions
@@ -172,6 +177,11 @@ class DeviceRunner:
     def gpu_type(self) -> str:
         """Known once the device has been opened."""
         return self._executor.gpu_type
+
+    @property
+    def uuid(self) -> str:
+        """Likewise."""
+        return self._executor.uuid
 
     def start(self) -> None:
         """Start the executor's threads."""

@@ -10,6 +10,7 @@ import importlib
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from symphony.status import SymphonyError
@@ -18,17 +19,19 @@ _log = logging.getLogger(__name__)
 
 INTERVAL_S: Final = 1.0
 THROTTLE_REASONS: Final = {
-    "nvmlClocksThrottleReasonGpuIdle": "idle",
-    "nvmlClocksThrottleReasonApplicationsClocksSetting": "applications-clocks",
-    "nvmlClocksThrottleReasonSwPowerCap": "sw-power-cap",
-    "nvmlClocksThrottleReasonHwSlowdown": "hw-slowdown",
-    "nvmlClocksThrottleReasonSyncBoost": "sync-boost",
-    "nvmlClocksThrottleReasonSwThermalSlowdown": "sw-thermal",
-    "nvmlClocksThrottleReasonHwThermalSlowdown": "hw-thermal",
-    "nvmlClocksThrottleReasonHwPowerBrakeSlowdown": "hw-power-brake",
-    "nvmlClocksThrottleReasonDisplayClockSetting": "display-clocks",
+    "GpuIdle": "idle",
+    "ApplicationsClocksSetting": "applications-clocks",
+    "SwPowerCap": "sw-power-cap",
+    "HwSlowdown": "hw-slowdown",
+    "SyncBoost": "sync-boost",
+    "SwThermalSlowdown": "sw-thermal",
+    "HwThermalSlowdown": "hw-thermal",
+    "HwPowerBrakeSlowdown": "hw-power-brake",
+    "DisplayClockSetting": "display-clocks",
 }
-"""NVML's bits by their constant's name, and what they are called here."""
+"""NVML's bits by the end of their constant's name, and what they are called here."""
+_REASON_NAMES: Final = ("EventReason", "ThrottleReason")
+"""What drivers of R535 and later call them, and what earlier ones did."""
 
 
 class Telemetry:
@@ -37,7 +40,8 @@ class Telemetry:
     Args:
         device: as PyTorch calls it, ``cuda:N``; anything else has no telemetry.
         pynvml: the module; None: import it.
-        uuid: the GPU's, where N does not tell because ``CUDA_VISIBLE_DEVICES`` hides some.
+        uuid: the GPU's. N does not tell: NVML counts by the bus, CUDA by speed or as
+            ``CUDA_VISIBLE_DEVICES`` says.
     """
 
     def __init__(self, device: str, pynvml: Any = None, uuid: str | None = None) -> None:
@@ -118,12 +122,15 @@ class Telemetry:
                 _log.debug("NVML would not end: %s", error)
 
     def _throttle(self) -> list[str] | None:
+        """By either name: an old driver knows only the old one, the package may drop it one day."""
         nvml = self._nvml
-        bits = self._ask(lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle))
-        if bits is None:
-            return None
-        known = {getattr(nvml, constant, 0): name for constant, name in THROTTLE_REASONS.items()}
-        return [name for bit, name in known.items() if bit & bits]
+        for kind in _REASON_NAMES:
+            question = getattr(nvml, f"nvmlDeviceGetCurrentClocks{kind}s", None)
+            bits = None if question is None else self._ask(partial(question, self._handle))
+            if bits is not None:
+                constants = {f"nvmlClocks{kind}{end}": name for end, name in THROTTLE_REASONS.items()}
+                return [name for constant, name in constants.items() if getattr(nvml, constant, 0) & bits]
+        return None
 
     def _ecc(self, kind: str) -> int | None:
         nvml = self._nvml
@@ -152,18 +159,23 @@ class Watch:
     """
 
     def __init__(self, device: str, telemetry: Telemetry | None = None) -> None:
-        self._telemetry = telemetry or Telemetry(device)
-        self.latest: dict[str, Any] = self._telemetry.read() if self._telemetry.absent else {"v": 1}
+        self._device = device
+        self._telemetry = telemetry
+        self.latest: dict[str, Any] = {"v": 1}
         """What was read last; always another object."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
 
-    def start(self) -> None:
-        """Begin, if there is something to read."""
-        if self._telemetry.absent is None:
+    def start(self, uuid: str = "") -> None:
+        """Begin, if there is something to read. ``uuid``: of the GPU, where it is known."""
+        read = self._telemetry = self._telemetry or Telemetry(self._device, uuid=uuid or None)
+        if read.absent is None:
             self._thread.start()
+        else:
+            self.latest = read.read()
 
     def _run(self) -> None:
+        assert self._telemetry is not None
         while not self._stop.is_set():
             try:
                 self.latest = self._telemetry.read()

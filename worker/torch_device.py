@@ -126,7 +126,7 @@ class TorchDevice:
                 with self._errors(), torch.inference_mode(), self.lanes.use("compute"):
                     self.lanes.after("compute", prepared.copied)
                     self.lanes.wait(prepared.copied)
-                    graphs.capture(size, prepared.tensors)
+                    self._capture(model, graphs, size, prepared.tensors)
             for times, table in ((eager, []), (replayed, [size] * size)):
                 graphs.table = table
                 found = []
@@ -137,9 +137,24 @@ class TorchDevice:
                 times[size] = float(sorted(found)[len(found) // 2])
         graphs.table = choose(eager, replayed, most)
 
+    def _capture(self, model: Model, graphs: Graphs, size: int, tensors: Mapping[str, Tensor]) -> None:
+        """Raises DefinitionError where the model does what cannot be captured; the device is none the worse
+        for that, which is tried."""
+        try:
+            graphs.capture(size, tensors)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # the base of CUDA's errors
+            self.lanes.wait(self.lanes.mark("load"))  # raises if the device is lost
+            text = " ".join(str(error).split())[:300]
+            raise DefinitionError(
+                f"model {model.definition.name!r}: cuda_graphs: a batch of {size} cannot be captured: {text}"
+            ) from error
+
     def _there(self, model: Model, items: Sequence[Item]) -> dict[str, Tensor]:
         """Inputs on the device, for a run that is no batch."""
-        return {name: tensor.to(self.device) for name, tensor in model.inputs(items).items()}
+        with self.lanes.use("load"):
+            return {name: tensor.to(self.device) for name, tensor in model.inputs(items).items()}
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -180,8 +195,11 @@ class TorchDevice:
         return resident_peak(reset)
 
     def describe(self) -> dict[str, str]:
-        """Of PyTorch, and of the CUDA that it was built for."""
+        """Of PyTorch, and of the CUDA that it was built for; and which GPU it is."""
         versions = {"torch": str(torch.__version__)}
+        if self._cuda:
+            uuid = str(torch.cuda.get_device_properties(self.device).uuid)
+            versions["uuid"] = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
         if torch.version.cuda:
             versions["cuda"] = str(torch.version.cuda)
         return versions
@@ -278,6 +296,10 @@ class TorchDevice:
             raise OutOfMemory(f"{self.device} is out of memory: {str(error).splitlines()[0]}") from None
         except torch.AcceleratorError as error:
             raise DeviceLost(f"{self.device}: {error}") from error
+        except RuntimeError as error:
+            if "STATUS_ALLOC_FAILED" in str(error):  # cuBLAS and cuDNN have words of their own
+                raise OutOfMemory(f"{self.device} is out of memory: {str(error).splitlines()[0]}") from None
+            raise
 
 
 def _cuda_properties(device: torch.device) -> Any:

@@ -117,7 +117,7 @@ def command(
     change |= {"cuda_graphs": True} if cuda_graphs else {}
     definition = definition.model_copy(update=change)
     opened = open_device(device, threads, gpu_type)
-    telemetry = Telemetry(device)
+    telemetry = Telemetry(device, uuid=opened.describe().get("uuid"))
     console = Console(stderr=True)
     if not console.is_terminal:
         console = Console(stderr=True, width=140)

@@ -52,6 +52,11 @@ class FakeNvml:
             raise NVMLError("Invalid Argument")
         return "gpu-0"
 
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        if uuid != "GPU-1":
+            raise NVMLError("Not Found")
+        return "gpu-0"
+
     def nvmlSystemGetDriverVersion(self) -> bytes:
         return b"570.1"
 
@@ -112,6 +117,29 @@ def test_what_a_gpu_does_not_tell_is_none_and_the_rest_is_there() -> None:
     for name in ("ecc_corrected", "ecc_uncorrected", "throttle", "utilization", "sm_mhz"):
         assert read[name] is None
     assert read["temperature_c"] == 61
+
+
+def test_reasons_by_the_new_name_and_by_the_old_one_where_the_driver_knows_no_other() -> None:
+    class New(FakeNvml):
+        nvmlClocksEventReasonSwThermalSlowdown = 32
+
+        def nvmlDeviceGetCurrentClocksEventReasons(self, handle: str) -> int:
+            return int(self._say("events", 32))
+
+    nvml = New()
+    telemetry = Telemetry("cuda:0", nvml, uuid="GPU-1")
+    assert telemetry.read()["throttle"] == ["sw-thermal"]
+    nvml.mute = {"events"}
+    assert telemetry.read()["throttle"] == ["sw-power-cap", "hw-thermal"]
+
+
+def test_a_gpu_is_asked_for_by_its_uuid_where_that_is_known() -> None:
+    nvml = FakeNvml()
+    assert Telemetry("cuda:3", nvml, uuid="GPU-1").absent is None
+    assert Telemetry("cuda:0", nvml, uuid="GPU-2").absent == "NVML: Not Found"
+    watch = Watch("cuda:3")
+    assert watch.latest == {"v": 1}
+    watch.close()
 
 
 def test_no_gpu_no_telemetry_and_it_is_said() -> None:
