@@ -43,12 +43,12 @@ def report(
     held = members(problem, best.placement)
     reasons = [
         _headline(problem, best, needed, bound, gaps),
+        *(_unserved(problem, best, m) for m in sorted(best.unserved, key=lambda m: (-best.unserved[m], m))),
         *_keeping(problem, best, now, moved),
         *(_shard(problem, handed, s, models) for s, models in enumerate(held)),
         *(_model(problem, best, m) for m in best.placement),
         *(_move(problem, now, m, s) for m, s in moved if now is not None),
         *_added(problem, handed, now, held),
-        *(_unserved(problem, best, m) for m in best.unserved),
     ]
     return Plan(
         status=status,

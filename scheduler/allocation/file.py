@@ -135,6 +135,8 @@ class ClusterFile(_Strict):
     def _shards(cls, value: Any) -> Any:
         if not isinstance(value, list) and (not isinstance(value, int) or isinstance(value, bool)):
             raise ValueError("expected a number of shards or a list of their ids")
+        if isinstance(value, int) and not 1 <= value <= MOST_SHARDS:
+            raise ValueError(f"expected 1 to {MOST_SHARDS:,} shards, not {value}")
         return value
 
     @field_validator("current", mode="before")
@@ -231,7 +233,7 @@ def _explain(error: ValidationError) -> str:
         text = {"extra_forbidden": "unknown key", "missing": "missing"}.get(fault["type"])
         if text is None:
             text = fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-            if isinstance(fault["input"], int | float | str):
+            if isinstance(fault["input"], int | float | str) and not text.endswith(f"not {fault['input']}"):
                 text += f", not {fault['input']!r}"
         faults.append(f"{key}: {text}" if key else text)
     return "; ".join(faults)

@@ -28,7 +28,7 @@ class Plan:
         memory_mb: shard → memory that its models take on each of its GPUs.
         moved: placements (model, shard) that are new, of models that the current plan already places.
         unserved: model → requests/s that find no room; 0.0 for one without load that is placed nowhere.
-        reasons: why, a sentence per decision.
+        reasons: why, a sentence per decision; the first sums up, then comes one per unserved model.
     """
 
     status: Status

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MOST_SHARDS = 64
 """Rows that the table shows."""
+MOST_UNSERVED = 8
+"""Models of which it is said why they are not served, without --explain."""
 
 
 @click.command()
@@ -102,5 +104,9 @@ def _print(cluster: Cluster, plan: Plan, explain: bool) -> None:
         lost = sum(plan.unserved.values())
         console.print(f"unserved: {lost:.4g} requests/s of {len(plan.unserved)} models")
     if explain or plan.unserved:
-        for reason in plan.reasons if explain else [plan.reasons[0]]:
+        short = plan.reasons[: 1 + min(len(plan.unserved), MOST_UNSERVED)]
+        for reason in plan.reasons if explain else short:
             console.print(f"- {escape(reason)}", soft_wrap=True)
+        more = len(plan.unserved) - MOST_UNSERVED
+        if more > 0 and not explain:
+            console.print(f"… and {more} more models; --explain lists all")

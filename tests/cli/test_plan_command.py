@@ -81,7 +81,7 @@ def test_latency_in_every_way_that_there_is(tmp_path: Path) -> None:
     [
         ("rate: 4000", "rate: -1", "models[0].rate: expected greater than or equal to 0, not -1"),
         ("rate: 4000", "rat: 4000", "models[0].rat: unknown key"),
-        ("shards: 4", "shards: 0", "shards: expected greater than or equal to 1, not 0"),
+        ("shards: 4", "shards: 0", "shards: expected 1 to 4,096 shards, not 0"),
         ("shards: 4", "shards: four", "shards: expected a number of shards or a list of their ids"),
         ("shards: 4", "shards: [a, b, a]", "shards[2]: the name 'a' stands there twice"),
         ("count: 32", "count: -2", "gpus[0].count"),
@@ -130,3 +130,6 @@ def test_load_that_cannot_be_served_is_a_plan(tmp_path: Path, old: str, new: str
     assert content["status"] == "infeasible"
     assert content["unserved"]
     assert words in str(content["reasons"])
+    shown = CliRunner().invoke(command, [str(tmp_path / "cluster.yaml")])
+    assert shown.exit_code == 0
+    assert words in shown.output, "also without --explain"
