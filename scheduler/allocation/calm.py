@@ -75,6 +75,7 @@ def current(problem: Problem) -> Division | None:
     for name, where in sorted(cluster.current.placements.items(), key=lambda item: names[item[0]]):
         total = sum(where.values())
         if total > 0:
+            total = 1.0 if abs(total - 1) < EPSILON else total  # what stays is to be the same to the bit
             placement[names[name]] = {at[s]: weight / total for s, weight in where.items() if weight > 0}
     gpus = [
         [int(cluster.current.gpus.get(shard, {}).get(group.type, 0)) for group in cluster.gpus]

@@ -306,6 +306,8 @@ def _read(
 
 def _whole(where: dict[int, float]) -> dict[int, float]:
     total = sum(where.values())
+    if abs(total - 1) < EPSILON:
+        return dict(where)
     return {s: share / total for s, share in where.items()}
 
 
