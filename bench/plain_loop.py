@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from bench.budget import Budget
 from bench.search import Tried, highest
 from worker.definition import Definition, load_definition
 from worker.loading import Inputs, sampler
@@ -91,12 +92,18 @@ class Loop:
 
 
 def main() -> None:
-    """Reads the task, prints ``{slo factor: {model: goodput in requests/s}}``."""
+    """Reads the task, prints ``{"goodput": {slo factor: {model: requests/s}}, "left_out": [words]}``."""
     task: dict[str, Any] = json.load(sys.stdin)
+    budget = Budget(task["limit_s"], {"loop": 1.0})
+    budget.begin("loop")
     definitions = [load_definition(value) for value in task["definitions"]]
     loop = Loop(task["device"], task["threads"], definitions)
     found: dict[str, dict[str, float]] = {}
-    for point in task["points"]:
+    for position, point in enumerate(task["points"]):
+        if position and not budget.left_s():
+            budget.left_out.append(f"plain loop at SLO {point['name']} l(1)")
+            continue
+        end = budget.clock() + budget.each_s(len(task["points"]) - position)
         slo = [round(ms * 1e6) for ms in point["slo_ms"]]
         window = [ns // 4 for ns in slo]
 
@@ -108,9 +115,14 @@ def main() -> None:
             bad = 1 - sum(good) / max(1, sum(offered))
             return Tried(scale, bad, [count / task["seconds"] for count in good])
 
-        best = highest(attempt, task["steps"])
+        last = task["seconds"] + 2 * max(slo) / 1e9  # what one more would take at most
+
+        def enough(last: float = last, end: float = end) -> bool:
+            return budget.clock() + last > end
+
+        best = highest(attempt, task["steps"], enough=enough)
         found[point["name"]] = dict(zip((d.name for d in definitions), best.result, strict=True))
-    print(json.dumps(found))
+    print(json.dumps({"goodput": found, "left_out": budget.left_out}))
 
 
 if __name__ == "__main__":

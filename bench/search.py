@@ -18,16 +18,24 @@ class Tried:
     result: Any
 
 
-def highest(attempt: Callable[[float, int], Tried], steps: int, high: float = 1.0) -> Tried:
+def highest(
+    attempt: Callable[[float, int], Tried],
+    steps: int,
+    high: float = 1.0,
+    enough: Callable[[], bool] = lambda: False,
+) -> Tried:
     """The run with the highest scale below ``high`` that had bad < 1 %; without one, the one with least bad.
 
     Args:
         attempt: runs a scale with a seed.
         steps: how many runs.
         high: a scale that surely fails.
+        enough: asked before every run but the first; True ends the search with what it has found.
     """
     low, best, least = 0.0, None, None
     for seed in range(steps):
+        if seed and enough():
+            break
         tried = attempt((low + high) / 2 if seed else 0.7 * high, seed)
         if least is None or tried.bad < least.bad:
             least = tried

@@ -28,7 +28,9 @@ BENCHMARKS: Final[dict[str, str]] = {
 def command(name: str | None, arguments: tuple[str, ...]) -> None:
     """Run one benchmark; `symphony bench NAME --help` lists its options."""
     if name is None or name in ("-h", "--help"):
-        click.echo("Usage: symphony bench NAME [OPTIONS]\n\nBenchmarks, each well under a minute:")
+        click.echo(
+            "Usage: symphony bench NAME [OPTIONS]\n\nBenchmarks, each well under a minute (gpu: under eight):"
+        )
         for known, what in BENCHMARKS.items():
             click.echo(f"  {known:<10}{what}")
         return
