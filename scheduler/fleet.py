@@ -313,14 +313,14 @@ class Fleet:
         """Whether :meth:`take_back` should be called soon, because much has gathered for it."""
         return self._back_batches >= MANY_BACK
 
-    def completed(self, now: int, done: wire.Completed, result_ns: int) -> None:
+    def completed(self, now: int, done: wire.Completed) -> None:
         """Take in completions; what they teach waits for :meth:`take_back`.
 
         Raises nothing on batches that are unknown, done already or on another GPU: they are counted.
         """
         if not done.batch.size:
             return
-        taken, strange = self.out.take(done.batch, done.gpu, done.finished, result_ns)
+        taken, strange = self.out.take(done.batch, done.gpu, done.finished, self._core.result)
         if strange.size:
             detail = f"batch {done.batch[strange[0]]} on GPU {done.gpu[strange[0]]}"
             self._faults.count("completion-of-unknown-batch", detail, int(strange.size))

@@ -12,6 +12,7 @@ from scheduler.corrections import Corrections
 from scheduler.dispatching import Dispatching
 from scheduler.margins import Margins
 from scheduler.recent import Ids
+from scheduler.returning import Returning
 from scheduler.slow import SlowGpus
 from scheduler.table import ModelTable
 from symphony.faults import Faults
@@ -52,6 +53,7 @@ class Lessons:
         self.corrections = Corrections()
         self.slow = SlowGpus()
         self.dispatching = Dispatching(core.control)
+        self.returning = Returning(core.result)
         self._core = core
         self._table = table
         self._faults = faults
@@ -86,15 +88,17 @@ class Lessons:
         for gpu, margin in self.margins.changes(cap_ns, self.slow):
             self._core.set_gpu_margin(gpu, margin)
 
-    def relearn_types(self, now: int, gpus: Ids, kinds: Ids, cap_ns: int) -> None:
-        """Give the core the control latency and the median margin of each type's GPUs; see which are slow.
+    def relearn_types(self, now: int, gpus: Ids, kinds: Ids, cap_ns: int, result_cap_ns: int) -> None:
+        """Give the core the latencies and the median margin of each type's GPUs; see which are slow.
 
         Args:
             now: cluster time.
             gpus: all that are there.
             kinds: their types.
             cap_ns: the most that a learned control latency may be.
+            result_cap_ns: the same for the result latency.
         """
+        self._core.set_result(now, self.returning.learn(result_cap_ns))
         self._core.set_control(now, self.dispatching.learn(cap_ns))
         for gpu, factor in self.slow.judge(gpus, kinds):
             if factor is None:

@@ -52,8 +52,9 @@ _log = logging.getLogger(__name__)
 REPORT_NS: Final = 1_000_000_000
 TIMER_SHARE: Final = 50
 GPU_SHARE: Final = 20
-"""Learned margins, for late timers and for batches that run over, are at most the tightest objective
-divided by these: time that is kept free serves nobody."""
+RESULT_SHARE: Final = 10
+"""What is learned of late timers, of batches that run over or wait for their inputs, and of results' way back
+is at most the tightest objective divided by these: time that is kept free serves nobody."""
 MAX_SUBMIT_BYTES: Final = 4 << 20
 SUBMIT_BUFFER: Final = 1 << 20
 SUBMITS_PER_TURN: Final = 1_000
@@ -278,7 +279,8 @@ class Shard:
         done = wire.join_dones(messages)
         for error in done.errors:
             self.faults.count(f"done-{error.reason}", error)
-        self.fleet.completed(self.timers.catch_up(), done, self.settings.result_ns)
+        self.fleet.lessons.returning.observe(self.clock.now(), done.finished)
+        self.fleet.completed(self.timers.catch_up(), done)
 
     def _read_submits(self) -> None:
         self._behind = False
@@ -375,7 +377,8 @@ class Shard:
         self._backlog_ns = slo // BACKLOG_TIME_SHARE
         learned = min(int(p99_us * 1e3) + self.clock.uncertainty_ns, slo // TIMER_SHARE)
         self.core.set_margin(max(self.settings.margin_ns, learned))
-        self.fleet.lessons.relearn_types(self.timers.now(), *self.fleet.gpus(), slo // GPU_SHARE)
+        caps = (slo // GPU_SHARE, slo // RESULT_SHARE)
+        self.fleet.lessons.relearn_types(self.timers.now(), *self.fleet.gpus(), *caps)
         gpus = [gpu for worker in self.fleet.workers.values() for gpu in worker.gpus]
         measured, out = self.fleet.lessons.corrections.measured, self.fleet.out.gpus()
         report = self.stats.report(self.clock.now(), self.core, self.table, gpus, out, measured)
@@ -384,6 +387,7 @@ class Shard:
         report["loop"] = self._phases.report()
         report["margin_us"] = self.core.margin / 1e3
         report["control_us"] = self.core.control / 1e3
+        report["result_us"] = self.core.result / 1e3
         report["faults"] = dict(self.faults.counts)
         self.membership.set_stats(summary(report))
         topic = f"stats.{self.settings.id}".encode()

@@ -175,6 +175,14 @@ class Fleet(Window):
             self.control = control_ns
             self._changed(now, True)
 
+    def set_result(self, now: int, result_ns: int) -> None:
+        """The time from a batch's end to its results' arrival, from now on; candidates are formed anew."""
+        result_ns = _span(result_ns)
+        if self.result != result_ns:
+            now = self._clock(now)
+            self.result = result_ns
+            self._changed(now, True)
+
     def set_type_margin(self, gpu_type: int, margin_ns: int) -> None:
         """A further margin for windows that are formed against GPUs of that type.
 

@@ -110,6 +110,14 @@ class Reference(Rules):
             self.control = control_ns
             self.changed(True)
 
+    def set_result(self, now: int, result_ns: int) -> None:
+        if self.result != result_ns:
+            self.clock(now)
+            for lane in self.lanes.values():
+                lane.queue = [Request(r.deadline - result_ns, r.deadline, r.key) for r in lane.queue]
+            self.result = result_ns
+            self.changed(True)
+
     def set_type_margin(self, gpu_type: int, margin_ns: int) -> None:
         self.type_margin[gpu_type] = margin_ns
 

@@ -209,8 +209,8 @@ class Rig:
 
     def _in_time(self, dispatch: Dispatch) -> None:
         model, _, gpu, size, _, exec_at, finish_at, _, deadlines = dispatch
-        _, data, result, margin = (self.settings.get(name, 0) for name in SETTINGS)
-        control = self.core.control
+        data, margin = (self.settings.get(name, 0) for name in ("data_ns", "margin_ns"))
+        control, result = self.core.control, self.core.result
         assert exec_at >= self.now + control + size * data, "begins before it can have arrived"
         latest = min(deadlines) - result - margin - (finish_at - exec_at) - size * data - control
         assert self.now <= latest, "dispatched after its latest"

@@ -184,7 +184,8 @@ class Stream:
         elif choice == 9:
             rig.tell("set_type_margin", rng.randrange(self.kinds), rng.choice((0, MS)))
         elif choice == 10:
-            rig.tell("set_control", self.now, rng.choice((0, MS, 3 * MS)))
+            name = rng.choice(("set_control", "set_result"))
+            rig.tell(name, self.now, rng.choice((0, MS, 3 * MS)))
         else:
             self.again()
 

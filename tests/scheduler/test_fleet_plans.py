@@ -170,7 +170,7 @@ def test_completions_are_counted_learned_from_and_told_to_the_core(parts: Parts)
         np.full(n, 100 + MS),
         [],
     )
-    parts.fleet.completed(10**7, done, 0)
+    parts.fleet.completed(10**7, done)
     back = parts.fleet.take_back()
     assert back is not None
     assert (back.size.tolist(), back.good.tolist(), back.model.tolist()) == ([2], [2], [0])
@@ -178,6 +178,6 @@ def test_completions_are_counted_learned_from_and_told_to_the_core(parts: Parts)
     assert parts.faults.counts == {"completion-of-unknown-batch": 4}
     assert parts.core.outstanding(gpu) == 0
     assert len(parts.fleet.out) == 0
-    parts.fleet.completed(10**7, done, 0)
+    parts.fleet.completed(10**7, done)
     assert parts.fleet.take_back() is None
     assert parts.faults.counts == {"completion-of-unknown-batch": 9}
