@@ -233,8 +233,8 @@ class Leader:
         os.write(self._bell, b"x")
 
     def _tell(self, event: Mapping[str, Any]) -> None:
-        words = (f"{key} {value}" for key, value in event.items() if key not in UNSAID and value not in ({}, ""))
-        _log.info("%s: %s", event["what"], ", ".join(words))
+        said = {key: value for key, value in event.items() if key not in UNSAID and value not in ({}, "")}
+        _log.info("%s: %s", event["what"], ", ".join(f"{key} {value}" for key, value in said.items()))
         body = {"v": 1, "at": self._clock.now(), "leader": self.settings.shard, **event}
         if not send(self._publisher, [f"event.{self.settings.shard}".encode(), msgpack.packb(body)]):
             self.faults.count("event-pipe-full")
