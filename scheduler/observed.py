@@ -6,7 +6,6 @@ All by columns, once a second, since the shard's timers wait meanwhile.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -107,15 +106,14 @@ class Observed:
         np.maximum.at(wait, model[some], np.maximum(0.0, age))
         return wait
 
-    def gpus(self, now: int, numbers: Sequence[int], out: Column) -> dict[str, list[Any]]:
+    def gpus(self, now: int, gpus: Column, out: Column) -> dict[str, list[Any]]:
         """Columns: ``number``, ``busy`` (share since the last report), ``idle_ms`` (since its last batch).
 
         Args:
             now: cluster time, ns.
-            numbers: the GPUs that the shard uses.
+            gpus: numbers of those that the shard uses, rising.
             out: GPUs with a batch out now; they are idle for 0 ms.
         """
-        gpus = np.array(sorted(numbers), np.int64)
         if not gpus.size:
             return {"number": [], "busy": [], "idle_ms": []}
         self._reserve(int(gpus[-1]) + 1)

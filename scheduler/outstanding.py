@@ -273,7 +273,7 @@ class Outstanding:
 
     def gpus(self) -> Ids:
         """Numbers of the GPUs that batches are out on."""
-        return np.unique(self._gpu[self._batch >= 0])
+        return np.bincount(self._gpu[self._batch >= 0]).nonzero()[0]
 
     def take_gpus(self, gpus: Ids) -> list[Out]:
         """Give up what is out on these GPUs, in order of the batches."""

@@ -377,9 +377,9 @@ class Shard:
         self._backlog_ns = slo // BACKLOG_TIME_SHARE
         learned = min(int(p99_us * 1e3) + self.clock.uncertainty_ns, slo // TIMER_SHARE)
         self.core.set_margin(max(self.settings.margin_ns, learned))
+        gpus, kinds = self.fleet.gpus()
         caps = (slo // GPU_SHARE, slo // RESULT_SHARE)
-        self.fleet.lessons.relearn_types(self.timers.now(), *self.fleet.gpus(), *caps)
-        gpus = [gpu for worker in self.fleet.workers.values() for gpu in worker.gpus]
+        self.fleet.lessons.relearn_types(self.timers.now(), gpus, kinds, *caps)
         measured, out = self.fleet.lessons.corrections.measured, self.fleet.out.gpus()
         report = self.stats.report(self.clock.now(), self.core, self.table, gpus, out, measured)
         slow = self.fleet.lessons.slow.factors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -93,7 +93,7 @@ class Stats:
         now: int,
         core: Core,
         table: ModelTable,
-        gpus: Sequence[int],
+        gpus: Column,
         out: Column,
         measured: Measured = lambda model: None,
     ) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Stats:
             now: cluster time, ns.
             core: has the queues.
             table: has the models.
-            gpus: numbers of those that the shard uses.
+            gpus: numbers of those that the shard uses, rising.
             out: numbers of those that a batch is out on.
             measured: model → p50 and p99 of measured / profiled batch time.
         """
@@ -131,7 +131,7 @@ class Stats:
         then, busy_then = self._busy_told
         busy = self._busy
         elapsed = now - then
-        share = (busy - busy_then) / (elapsed * len(gpus)) if then and gpus and elapsed > 0 else None
+        share = (busy - busy_then) / (elapsed * gpus.size) if then and gpus.size and elapsed > 0 else None
         self._busy_told = (now, busy)
         p50, p99 = self.lateness_us()
         longest, self._longest_ns = self._longest_ns, 0
@@ -139,7 +139,7 @@ class Stats:
             "v": 1,
             "at": now,
             "models": models,
-            "gpus": len(gpus),
+            "gpus": gpus.size,
             "gpu": self._observed.gpus(now, gpus, out),
             "busy_share": None if share is None else round(max(0.0, share), 4),
             "lateness_p50_us": round(p50, 1),

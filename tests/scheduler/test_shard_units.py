@@ -109,7 +109,7 @@ def test_counters_by_model() -> None:
     stats.dropped(np.array([1, 9], np.int64), 2)
     stats.completed(_back(1, 4, 2, 50, 100), 2)
     stats.completed(_back(1, 1, 1, 100, 150, failed=1), 2)  # in time, but failed
-    report = stats.report(200, core, table, range(2), NONE_OUT)
+    report = stats.report(200, core, table, np.arange(2), NONE_OUT)
     counters = ("offered", "good", "late", "dropped", "queued", "batches", "mean_batch")
     models = {name: {key: entry[key] for key in counters} for name, entry in report["models"].items()}
     assert models["a"] == {
@@ -127,30 +127,32 @@ def test_counters_grow_with_the_table_and_keep_what_they_had() -> None:
     stats.submitted(np.array([0], np.uint32), 1)
     table.learn(0, spec("b"))
     stats.submitted(np.array([1, 1], np.uint32), 2)
-    models = stats.report(1, core, table, range(0), NONE_OUT)["models"]
+    models = stats.report(1, core, table, np.arange(0), NONE_OUT)["models"]
     assert (models["a"]["offered"], models["b"]["offered"]) == (1, 2)
 
 
 def test_the_busy_share_is_that_of_the_time_since_the_last_report() -> None:
     core, table = _table("a")
     stats = Stats()
-    assert stats.report(1_000, core, table, range(2), NONE_OUT)["busy_share"] is None
+    assert stats.report(1_000, core, table, np.arange(2), NONE_OUT)["busy_share"] is None
     stats.completed(_back(0, 1, 1, 1_000, 1_500), 1)
     stats.completed(_back(0, 1, 1, 1_200, 1_300), 1)
-    assert stats.report(2_000, core, table, range(2), NONE_OUT)["busy_share"] == pytest.approx(0.3)
-    assert stats.report(3_000, core, table, range(2), NONE_OUT)["busy_share"] == 0.0
-    assert stats.report(3_000, core, table, range(2), NONE_OUT)["busy_share"] is None, "no time has passed"
-    assert stats.report(4_000, core, table, range(0), NONE_OUT)["busy_share"] is None, "no GPUs"
+    assert stats.report(2_000, core, table, np.arange(2), NONE_OUT)["busy_share"] == pytest.approx(0.3)
+    assert stats.report(3_000, core, table, np.arange(2), NONE_OUT)["busy_share"] == 0.0
+    again = stats.report(3_000, core, table, np.arange(2), NONE_OUT)
+    assert again["busy_share"] is None, "no time has passed"
+    assert stats.report(4_000, core, table, np.arange(0), NONE_OUT)["busy_share"] is None, "no GPUs"
 
 
 def test_times_that_cannot_be_make_no_absurd_busy_share() -> None:
     core, table = _table("a")
     stats = Stats()
-    stats.report(1_000, core, table, [0], NONE_OUT)
+    stats.report(1_000, core, table, np.array([0]), NONE_OUT)
     stats.completed(_back(0, 1, 0, 2**62, -(2**62)), 1)
     stats.completed(_back(0, 1, 0, -(2**61), 2**61), 1)
     elapsed = 10 * LONGEST_BATCH_NS
-    assert stats.report(1_000 + elapsed, core, table, [0], NONE_OUT)["busy_share"] == pytest.approx(0.1)
+    report = stats.report(1_000 + elapsed, core, table, np.array([0]), NONE_OUT)
+    assert report["busy_share"] == pytest.approx(0.1)
 
 
 def test_lateness_is_that_of_the_last_timers() -> None:
@@ -356,17 +358,17 @@ def test_rates_waits_and_sizes_by_model_and_idle_times_by_gpu() -> None:
     stats = Stats()
     for second in range(1, 5):
         stats.submitted(np.zeros(10 if second % 2 else 30, np.uint32), 2)
-        report = stats.report(second * S, core, table, [3, 4], NONE_OUT)
+        report = stats.report(second * S, core, table, np.array([3, 4]), NONE_OUT)
     assert report["models"]["a"]["rate"] == pytest.approx(70 / 3, abs=0.01)
     assert report["models"]["a"]["rate_cv"] > 0.3
     assert report["models"]["b"] | {"rate": 0.0, "rate_cv": 0.0, "batch_sizes": []} == report["models"]["b"]
     sizes = np.array([1, 2, 3, 4, 5])
     ones = np.ones(5, np.int64)
     stats.completed(Back(ones, sizes, sizes, 0 * ones, ones * 4 * S, ones * (4 * S + S // 10), ones * 3), 2)
-    report = stats.report(5 * S, core, table, [3, 4], NONE_OUT)
+    report = stats.report(5 * S, core, table, np.array([3, 4]), NONE_OUT)
     assert report["models"]["b"]["batch_sizes"] == [1, 1, 2, 1]
     assert report["gpu"] == {"number": [3, 4], "busy": [0.5, 0.0], "idle_ms": [900, -1]}
-    report = stats.report(6 * S, core, table, [3], np.array([3]))
+    report = stats.report(6 * S, core, table, np.array([3]), np.array([3]))
     assert report["gpu"] == {"number": [3], "busy": [0.0], "idle_ms": [0]}
     assert "gpu" not in summary(report)
 
@@ -377,7 +379,7 @@ def test_the_oldest_wait_is_that_of_the_head_of_the_queue() -> None:
     for first, n in ((1, 8), (9, 4)):  # one batch takes the GPU, the next has to wait for it
         keys = np.arange(first, first + n, dtype=np.uint64)
         core.submit(0, np.zeros(n, np.uint32), np.full(n, 10 * S, np.int64), keys)
-    report = Stats().report(2 * S, core, table, [1], np.array([1]))
+    report = Stats().report(2 * S, core, table, np.array([1]), np.array([1]))
     assert report["models"]["a"]["queued"] == 4
     assert report["models"]["a"]["oldest_wait_ms"] == 2_000
 
@@ -386,7 +388,7 @@ def test_a_heartbeat_carries_the_busiest_models_only() -> None:
     core, table = _table(*(f"m{i}" for i in range(MOST_TOLD + 5)))
     stats = Stats()
     stats.submitted(np.full(3, MOST_TOLD + 4, np.uint32), MOST_TOLD + 5)
-    report = stats.report(1, core, table, [], NONE_OUT)
+    report = stats.report(1, core, table, np.arange(0), NONE_OUT)
     assert len(report["models"]) == MOST_TOLD + 5
     told = summary(report)["models"]
     assert len(told) == MOST_TOLD
