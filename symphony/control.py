@@ -14,11 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from symphony.messages import Name, Ranges
 from symphony.plans import Accepted, ClusterPlan, Declined, PlanEvent, PlanStamp, Propose
-from symphony.wire import VERSION, Buffer, WireError
+from symphony.wire import VERSION, Buffer, WireError, shown
 
 Role = Literal["scheduler", "worker", "frontend", "ops"]
 
 MAX_CONTROL_BYTES: Final = 16 * 1024 * 1024
+MAX_SLO_MS: Final = 24 * 3600 * 1_000
+"""A day, as far ahead as a deadline may lie."""
 
 
 class _Message(BaseModel):
@@ -46,7 +48,7 @@ class ModelSpec(_Message):
     """
 
     name: Name
-    slo_ms: Annotated[float, Field(gt=0)]
+    slo_ms: Annotated[float, Field(gt=0, le=MAX_SLO_MS)]
     max_batch: Annotated[int, Field(ge=1, le=4096)]
     inputs: list[TensorSpec] = []
     outputs: list[TensorSpec] = []
@@ -297,7 +299,9 @@ def decode_control(frame: Buffer) -> Control:
     if not isinstance(value, dict):
         raise WireError("malformed", "not a map")
     if value.get("v") != VERSION:
-        raise WireError("wrong-version", repr(value.get("v"))[:40])
+        raise WireError("wrong-version", shown(value.get("v")))
+    if not isinstance(value.get("type"), str):
+        raise WireError("invalid", f"type: {shown(value.get('type'))} instead of a name")
     try:
         # Strict: no numbers in strings, which could be too large to be sent back.
         return _ADAPTER.validate_python(value, strict=True)

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from symphony.bus import Bus
 from symphony.clock import ClusterClock
-from symphony.control import Member, ModelSpec
+from symphony.control import MAX_SLO_MS, Member, ModelSpec
 from symphony.faults import Faults
 from symphony.intake import Intake
 from symphony.loop import Loop, slo_ns
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_REGISTRY: Final = "tcp://127.0.0.1:5550"
 DEFAULT_SUBSCRIBE: Final = "tcp://127.0.0.1:5552"
-LONGEST_NS: Final = 24 * 3600 * 1_000_000_000
+LONGEST_NS: Final = MAX_SLO_MS * 1_000_000
 """How far ahead a deadline may lie: further ones are taken for an error of units."""
 FAREWELL_MS: Final = 200
 """How long closing waits for queued messages to leave."""

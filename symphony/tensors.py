@@ -81,7 +81,7 @@ def as_array(value: Any, dtype: str) -> Array:
         return np.asarray(value)
     try:
         array = np.asarray(value)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001 - objects make arrays of themselves, with errors of their own
         raise InvalidRequest(f"no array can be made of it: {error}") from None
     target = DTYPES.get(dtype)
     if target is None or array.dtype.kind in "OSU":
@@ -91,7 +91,8 @@ def as_array(value: Any, dtype: str) -> Array:
         return array
     with np.errstate(over="ignore"):
         cast = array.astype(target)
-    if integers and not np.array_equal(cast, array):
+    kept = cast == array if integers else np.isfinite(cast) == np.isfinite(array)
+    if not np.all(kept):
         raise InvalidRequest(f"a value does not fit in {dtype}")
     return cast
 
@@ -116,7 +117,10 @@ def _encode_bytes(array: Array) -> bytes:
     parts: list[bytes] = []
     for item in array.reshape(-1).tolist():
         if isinstance(item, str):
-            item = item.encode()
+            try:
+                item = item.encode()
+            except UnicodeEncodeError as error:
+                raise InvalidRequest(f"a text is no valid Unicode: {error.reason}") from None
         elif not isinstance(item, bytes):
             raise InvalidRequest(f"a BYTES element must be str or bytes, not {type(item).__name__}")
         parts.append(_LENGTH.pack(len(item)))

@@ -87,7 +87,7 @@ def _decode_map(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise WireError("malformed", "no map with string keys")
     if value.get("v", wire.VERSION) != wire.VERSION:
-        raise WireError("wrong-version", repr(value["v"])[:40])
+        raise WireError("wrong-version", wire.shown(value["v"]))
     return value
 
 

@@ -36,7 +36,7 @@ from typing import Annotated, Any, Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from symphony.control import ModelSpec, TensorSpec
+from symphony.control import MAX_SLO_MS, ModelSpec, TensorSpec
 from symphony.messages import Name
 from symphony.profile import Profile, ProfileError
 from symphony.profile_file import FORMAT, ProfileFile, read_map
@@ -112,7 +112,7 @@ class Definition(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     name: Name
-    slo_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    slo_ms: Annotated[float, Field(gt=0, le=MAX_SLO_MS)]
     max_batch: Annotated[int, Field(ge=1, le=4096)]
     loader: Literal["emulated"] | _Reference | _ProgramFile
     weights: str | None = None

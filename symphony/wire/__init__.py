@@ -46,6 +46,7 @@ from symphony.wire.framing import (
     Buffer,
     WireError,
     kind_of,
+    shown,
     slot_of,
 )
 from symphony.wire.joined import Completed, Submitted, join_dones, join_submits
@@ -110,5 +111,6 @@ __all__ = [
     "join_dones",
     "join_submits",
     "kind_of",
+    "shown",
     "slot_of",
 ]

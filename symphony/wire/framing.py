@@ -79,6 +79,14 @@ def kind_of(frame: Buffer) -> int:
     return int(frame[1] if frame[0] != 0xDC else frame[3])
 
 
+def shown(value: Any) -> str:
+    """A decoded value for an error's text: short, and never an error itself.
+
+    ``repr`` of lists that are nested a thousand deep, which a kilobyte suffices for, is one.
+    """
+    return repr(value)[:40] if isinstance(value, int | float | str | bytes | None) else type(value).__name__
+
+
 def unpack(frame: Buffer, kind: int, length: int) -> list[Any]:
     """The fields of a message of that kind and number of fields, this version's.
 
@@ -92,9 +100,9 @@ def unpack(frame: Buffer, kind: int, length: int) -> list[Any]:
     if not isinstance(fields, list) or len(fields) < 2:
         raise WireError("malformed", "not an array")
     if fields[0] != kind:
-        raise WireError("unexpected-kind", repr(fields[0])[:40])
+        raise WireError("unexpected-kind", shown(fields[0]))
     if fields[1] != VERSION:
-        raise WireError("wrong-version", repr(fields[1])[:40])
+        raise WireError("wrong-version", shown(fields[1]))
     if len(fields) != length:
         raise WireError("malformed", f"{len(fields)} fields instead of {length}")
     return fields

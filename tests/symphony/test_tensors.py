@@ -17,6 +17,13 @@ TEXT = TensorSpec(name="text", dtype="BYTES")
 IMAGE = TensorSpec(name="image", dtype="FP32", shape=[3, -1])
 
 
+class OnTheGpu:
+    """Makes no array of itself, with an error of its own, as a CUDA tensor does."""
+
+    def __array__(self, *_: object, **__: object) -> Any:
+        raise RuntimeError("it is on the GPU")
+
+
 @given(st.sampled_from(sorted(tensors.DTYPES)), st.data())
 def test_every_numeric_type_survives_the_round_trip(name: str, data: st.DataObject) -> None:
     array = data.draw(hnp.arrays(tensors.DTYPES[name], hnp.array_shapes(min_dims=0, max_dims=4, min_side=0)))
@@ -109,8 +116,12 @@ def test_python_numbers_take_the_type_that_the_model_wants() -> None:
         ),
         (IMAGE, {"image": [[1], [2, 3]]}, "tensor 'image': no array can be made of it"),
         (TEXT, {"text": np.array([1, None], dtype=object)}, "must be str or bytes, not int"),
+        (TEXT, {"text": "\ud800"}, "tensor 'text': a text is no valid Unicode"),
+        (IMAGE, {"image": OnTheGpu()}, "tensor 'image': no array can be made of it: it is on the GPU"),
+        (IMAGE, {"image": [OnTheGpu()]}, "tensor 'image': no array can be made of it: it is on the GPU"),
         (TEXT, {"text": ["a", "b"]}, r"must have shape \[\], not \[2\]"),
         (TensorSpec(name="n", dtype="UINT8"), {"n": 300}, "does not fit in UINT8"),
+        (TensorSpec(name="n", dtype="FP16"), {"n": 1e6}, "does not fit in FP16"),
         (TensorSpec(name="n", dtype="INT32"), {"n": 1.5}, "must be INT32, not FP64"),
         (TEXT, [("text", "a")], "inputs must map tensor names to arrays"),
     ],

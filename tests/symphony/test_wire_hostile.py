@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wire_examples import CONTROLS, EXAMPLES
 
-from symphony import control, wire
+from symphony import control, topics, wire
 from symphony.wire import WireError
 
 DECODERS: dict[int, Callable[[bytes], object]] = {
@@ -103,6 +104,8 @@ def _changed(kind: int, **by_index: Any) -> bytes:
     return packed
 
 
+JOIN: dict[str, Any] = next(m for m in CONTROLS if m.type == "join").model_dump()
+MODEL: dict[str, Any] = JOIN["models"][0]
 HUGE = bytes(8 * (wire.MAX_REQUESTS + 1))
 
 
@@ -152,6 +155,9 @@ HUGE = bytes(8 * (wire.MAX_REQUESTS + 1))
         (control.decode_control, msgpack.packb({"type": "ping", "v": 1, "t": 1, "u": 2}), "invalid"),
         (control.decode_control, b"\xc1" * (control.MAX_CONTROL_BYTES + 1), "oversized"),
         (control.decode_control, b"\x91" * 5_000 + b"\xc0", "malformed"),
+        (control.decode_control, msgpack.packb({"type": 1, "v": 1}), "invalid"),
+        (control.decode_control, msgpack.packb(JOIN | {"models": [MODEL | {"slo_ms": math.inf}]}), "invalid"),
+        (control.decode_control, msgpack.packb(JOIN | {"models": [MODEL | {"slo_ms": 1e300}]}), "invalid"),
         (control.decode_stamp, b"\x93\x01\x02\x03", "malformed"),
         (control.decode_stamp, b"\x92\xa1a\x02", "malformed"),
     ],
@@ -161,6 +167,22 @@ def test_reasons(decode: Callable[[bytes], object], frame: bytes, reason: str) -
     with pytest.raises(WireError) as caught:
         decode(frame)
     assert caught.value.reason == reason
+
+
+def test_nothing_that_is_nested_deeply_gets_through_to_repr() -> None:
+    """A list that is nested a thousand deep takes a kilobyte, and its ``repr`` raises RecursionError."""
+    for depth in (400, 980, 1_000, 1_020):
+        deep = b"\x91" * depth + b"\xc0"
+        for decode in DECODERS.values():
+            for fields in (4, 6, 8, 11, 13, 14):
+                array = bytes([0x90 + fields])
+                assert not _only_wire_errors(decode, array + deep + b"\x01" * (fields - 1))
+                for kind in DECODERS:
+                    assert not _only_wire_errors(decode, array + bytes([kind]) + deep * (fields - 1))
+        for frame in (b"\x82\xa4type\xa4ping\xa1v" + deep, b"\x82\xa1v\x01\xa4type" + deep):
+            assert not _only_wire_errors(control.decode_control, frame)
+        body = b"\x81\xa1v" + deep
+        assert not _only_wire_errors(lambda body: topics.decode_body("stats", "shard-0", body), body)
 
 
 def test_a_deeply_nested_map_is_refused_or_can_be_sent_on() -> None:
