@@ -24,6 +24,9 @@ from symphony.waiter import Waiter
 MAX_FETCH_BYTES: Final = 1 << 20
 ANSWERS: Final = 1_000
 """Messages with answers that one turn takes at most."""
+CATCH_UP_NS: Final = 2_000_000_000
+"""How much longer than its time a request is kept while answers arrive faster than they are taken: its own
+may be among those that wait to be read."""
 SEQUENCE_TICK: Final = 14
 
 
@@ -111,6 +114,7 @@ class Loop:
         while not self._finished():
             ready = self._waiter.wait(self._next_wakeup())
             now = time.monotonic_ns()
+            self._behind = False
             if now >= self._cluster_due:
                 self._follow_cluster()
             for sock in ready:
@@ -120,8 +124,8 @@ class Loop:
             self._follow_routes(now)
             self._take_requests(now)
             self._shards.flush(now)
-            if not self._behind:  # what has arrived is an answer, however late it is looked at
-                self._table.expire(now, self._clock.now())
+            # What has arrived is an answer, however late it is looked at.
+            self._table.expire(now - CATCH_UP_NS if self._behind else now, self._clock.now())
 
     def close(self) -> None:
         """Say goodbye; the bus closes the sockets."""

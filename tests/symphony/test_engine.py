@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 from engine_parts import Outcomes, X, submit
 from fake_cluster import GRACE_MS, FakeCluster
 from helpers import wait_until
 
+from symphony.bus import Bus, send
 from symphony.engine import Engine
 from symphony.pending import Outcome, Request
 from symphony.status import InvalidRequest, Overloaded, Status, Unavailable
@@ -76,6 +78,43 @@ def test_answers_that_wait_to_be_read_are_answers_whatever_the_time(
         deadline = expired - engine.grace_ns
         engine.submit_raw(model, None, on_done=slow, tag=tag, deadline_ns=deadline)
     assert done.wait(3) == {Status.OK: 1, Status.DROPPED: 1, Status.OVERLOADED: 1}
+
+
+def test_as_many_answers_as_a_turn_takes_and_no_more_keep_nobody_waiting(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the one answer the loop may think that there are more; the other request expires still."""
+    monkeypatch.setattr("symphony.loop.ANSWERS", 1)
+    done = Outcomes()
+    submit(engine, "plain", done, "answered")
+    submit(engine, "silent", done, "silent")
+    assert done.wait(2) == {Status.OK: 1, Status.TIMEOUT: 1}
+
+
+def test_a_flood_of_messages_keeps_no_request_waiting(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the loop never catches up with may be answers: it expires late then, but it does."""
+    monkeypatch.setattr("symphony.loop.ANSWERS", 1)
+    monkeypatch.setattr("symphony.loop.CATCH_UP_NS", 300_000_000)
+    me = wait_until(lambda: next((m for m in engine.members.values() if m.role == "frontend"), None))
+    assert me is not None
+    done = Outcomes()
+    with Bus() as bus:
+        sock = bus.connect(zmq.PUSH, me.endpoints["reply"])
+        sent = 0
+
+        def flooded() -> bool:
+            nonlocal sent
+            while sent < engine.faults.counts["reply-malformed"] + 20_000 and send(sock, [b""]):
+                sent += 1
+            return bool(done.calls)
+
+        flooded()
+        submit(engine, "silent", done)
+        wait_until(flooded, 30, "the outcome")
+        assert engine.faults.counts["reply-malformed"] < sent, "the loop was never behind"
+    assert done.wait(1) == {Status.TIMEOUT: 1}
 
 
 def test_thousands_in_flight_each_get_one(engine: Engine, cluster: FakeCluster) -> None:
