@@ -35,6 +35,11 @@ GRACE_NS: Final = 5_000_000_000
 TAIL: Final = 20
 """Last lines of a child's output that are kept for the message when it is given up."""
 
+READS: Final = 16
+"""Reads of one child's output in one step, 64 KiB each at most."""
+MAX_LINE: Final = 65_536
+"""Bytes of a line, after which what has come of it is passed on as one."""
+
 PARENT_VARIABLE: Final = "SYMPHONY_PARENT"
 _POLL_NS: Final = 50_000_000
 _PR_SET_PDEATHSIG: Final = 1
@@ -198,6 +203,7 @@ class Supervisor:
             self._read(child)
             code = child.process.poll()
             if code is not None:
+                self._read(child)  # what it said between the look at its output and its end
                 self._clear(child)
                 if child.retired:
                     del self._children[child.spec.name]
@@ -261,7 +267,10 @@ class Supervisor:
         return Started(spec.name, process.pid, child.starts == 1)
 
     def _read(self, child: _Child) -> None:
-        while child.output >= 0:
+        # In turns: a child that never stops printing must not keep the others waiting, nor a signal.
+        for _ in range(READS):
+            if child.output < 0:
+                return
             try:
                 data = os.read(child.output, 65_536)
             except BlockingIOError:
@@ -271,7 +280,7 @@ class Supervisor:
                 self._waiter.unregister(child.output)
                 child.output = -1
             *lines, child.partial = (child.partial + data).split(b"\n")
-            if not data and child.partial:
+            if child.partial and (not data or len(child.partial) > MAX_LINE):
                 lines, child.partial = [*lines, child.partial], b""
             for line in lines:
                 text = line.decode("utf-8", "replace").rstrip()

@@ -37,6 +37,12 @@ def _python(code: str) -> tuple[str, ...]:
     return (sys.executable, "-c", code)
 
 
+CHATTY = """
+import os
+while True: os.write(1, b"x" * 65_536)
+"""
+
+
 class Rig:
     """A supervisor and what it said."""
 
@@ -166,6 +172,31 @@ def test_a_child_that_closes_its_output_does_not_keep_the_loop_busy(make: Callab
     rig.until(lambda: rig.supervisor._children["a"].output < 0)
     assert rig.waiter.wait(time.monotonic_ns() + 1_000_000) == []
     rig.stop()
+
+
+def test_a_child_that_never_ends_its_line_keeps_nobody_waiting(make: Callable[..., Rig]) -> None:
+    rig = make(ChildSpec("chatty", _python(CHATTY)), ChildSpec("a", _python(SLEEPER)))
+    rig.start()
+    rig.until(lambda: len(rig.lines) > 5 and ("a", "up") in rig.lines)
+    assert max(len(line) for _, line in rig.lines) <= module.MAX_LINE + 65_536
+
+
+def test_last_words_are_heard_whenever_they_are_said(
+    make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make(ChildSpec("a", _python("print('no disk left'); raise SystemExit(3)")))
+    rig.start()
+    read = Supervisor._read
+
+    def read_too_early(supervisor: Supervisor, child: module._Child) -> None:
+        if child.process is not None and child.process.poll() is None:
+            child.process.wait(20)  # it speaks and ends right after this look at its output
+        else:
+            read(supervisor, child)
+
+    monkeypatch.setattr(Supervisor, "_read", read_too_early)
+    rig.until(lambda: len(rig.events) == 2)
+    assert rig.events[1] == GaveUp("a", "exited with code 3", ("no disk left",))
 
 
 def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
