@@ -8,8 +8,11 @@ late is not flattered either; if that happens often, the report says so.
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -94,14 +97,18 @@ class LoadPlan:
         if self.seed < 0:
             raise LoadError(f"the seed must not be negative, not {self.seed}")
         if not 0 < self.seconds <= 1e6:
-            raise LoadError(f"a load must take more than 0 seconds, not {self.seconds:g}")
+            raise LoadError(f"a load must take more than 0 and at most 1e6 seconds, not {self.seconds:g}")
         seen = set()
         for load in self.models:
             if not 0 < load.rate <= 1e7:
-                raise LoadError(f"the rate of {load.model!r} must be above 0 requests/s, not {load.rate:g}")
+                raise LoadError(
+                    f"the rate of {load.model!r} must be above 0 and at most 1e7 requests/s, not "
+                    f"{load.rate:g}"
+                )
             if load.deadline_ms is not None and not 0 < load.deadline_ms <= 86_400_000:
                 raise LoadError(
-                    f"the deadline of {load.model!r} must be above 0 ms, not {load.deadline_ms:g}"
+                    f"the deadline of {load.model!r} must be above 0 ms and at most a day, not "
+                    f"{load.deadline_ms:g} ms"
                 )
             if load.model in seen:
                 raise LoadError(f"{load.model!r} is there twice")
@@ -191,15 +198,12 @@ def _offer(
     start = engine.clock.now() + LEAD_NS
     recorder = Recorder(names, schedule.model, schedule.intended, schedule.deadline, start)
     generator = _Generator(plan, engine, schedule, recorder, start, progress)
-    seconds, interrupted = plan.seconds, False
-    try:
+    with _first_interrupt(generator.stop):
         generator.run()
         generator.wait()
-    except KeyboardInterrupt:
-        _log.warning("interrupted: waiting for the requests in flight")
-        seconds = min(seconds, max(1e-3, (engine.clock.now() - start) / 1e9))
-        interrupted = True
-        generator.wait()
+    seconds, stopped_at = plan.seconds, generator.stopped_at
+    if stopped_at is not None:
+        seconds = min(seconds, max(1e-3, (stopped_at - start) / 1e9))
     return summarize(
         names,
         recorder.columns(generator.offered),
@@ -207,7 +211,7 @@ def _offer(
         gpus=holding,
         all_gpus=all_gpus,
         reasons=recorder.reasons,
-        interrupted=interrupted,
+        interrupted=stopped_at is not None,
         duplicate_answers=engine.faults.counts["duplicate-answer"],
     )
 
@@ -216,6 +220,28 @@ def _gpus(engine: Engine, names: set[str]) -> int:
     """How many GPUs hold any of the models."""
     workers = [m for m in engine.members.values() if m.role == "worker" and names & set(m.models)]
     return sum(len(worker.gpus) for worker in workers)
+
+
+@contextmanager
+def _first_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C calls ``stop``, the next one raises.
+
+    Raised in the middle of a hand-over, it would lose requests that are counted as offered.
+    """
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def first(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop()
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Generator:
@@ -231,6 +257,8 @@ class _Generator:
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self.offered = 0
+        self.stopped_at: int | None = None
+        """Cluster ns at which :meth:`stop` was called."""
         self._due: list[Request] = []
         self._plan = plan
         self._engine = engine
@@ -251,19 +279,26 @@ class _Generator:
         )
 
     def run(self) -> None:
-        """Until the last request is handed over."""
+        """Until the last request is handed over, or :meth:`stop`."""
         for index, model, intended, deadline in self._columns:
             now = self._engine.clock.now()
-            while now < intended:
+            while now < intended and self.stopped_at is None:
                 self._hand_over()
                 self._tell(now)
                 time.sleep(min(max(TICK_S, (intended - now) / 1e9), PROGRESS_NS / 1e9))
                 now = self._engine.clock.now()
+            if self.stopped_at is not None:
+                _log.warning("interrupted: waiting for the requests in flight")
+                break
             self._prepare(index, model, deadline, now)
             self.offered = index + 1
             if len(self._due) >= MOST:
                 self._hand_over()
         self._hand_over()
+
+    def stop(self) -> None:
+        """Offer nothing more; safe in a signal handler."""
+        self.stopped_at = self._engine.clock.now()
 
     def _prepare(self, index: int, model: int, deadline: int, now: int) -> None:
         pool = self._pools[model]

@@ -29,7 +29,14 @@ SWITCH_S: Final = 0.0005
 
 @click.command()
 @click.argument("loads", metavar="MODEL=RATE...", nargs=-1, required=True)
-@click.option("--seconds", type=float, default=10.0, show_default=True, help="For how long to offer load.")
+@click.option(
+    "--seconds",
+    type=float,
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For how long to offer load.",
+)
 @click.option(
     "--arrivals",
     default="poisson",

@@ -20,6 +20,8 @@ from helpers import free_ports, wait_until
 from frontend.arrivals import Arrivals
 from frontend.load import LoadError, LoadPlan, ModelLoad, Progress, run_load
 from symphony.cli.load import command
+from symphony.engine import Engine
+from symphony.pending import Request
 from symphony.status import SymphonyError, Unavailable, UnknownModel
 
 
@@ -110,11 +112,11 @@ def test_a_shard_that_is_lost_leaves_one_outcome_each(cluster: FakeCluster) -> N
 @pytest.mark.parametrize(
     ("load", "options", "text"),
     [
-        ({"rate": 0}, {}, "the rate of 'plain' must be above 0 requests/s, not 0"),
+        ({"rate": 0}, {}, r"the rate of 'plain' must be above 0 and at most 1e7 requests/s, not 0"),
         ({"rate": -5}, {}, "must be above 0"),
         ({"rate": float("nan")}, {}, "must be above 0"),
         ({"deadline_ms": 0}, {}, "the deadline of 'plain' must be above 0 ms"),
-        ({}, {"seconds": 0}, "more than 0 seconds"),
+        ({}, {"seconds": 0}, "more than 0 and at most 1e6 seconds"),
         ({}, {"seed": -1}, "seed must not be negative"),
     ],
 )
@@ -197,7 +199,7 @@ def test_bad_arguments_are_misuse_and_told(args: list[str], text: str) -> None:
     ("args", "text"),
     [
         (["plain=1", "--arrivals", "uniform"], "arrivals must be poisson, constant or gamma:SHAPE"),
-        (["plain=1", "--seconds", "-1"], "more than 0 seconds"),
+        (["plain=1", "--seconds", "-1"], "more than 0 and at most 1e6 seconds"),
         (["plain=1", "--inputs", "plain=nix"], "inputs must be given as module:function"),
         (["nix=1"], "unknown model 'nix'; the cluster has: double"),
     ],
@@ -206,6 +208,32 @@ def test_errors_are_symphonys_own(cluster: FakeCluster, args: list[str], text: s
     result = invoke(cluster, *args)
     assert isinstance(result.exception, SymphonyError)
     assert text in str(result.exception)
+
+
+def test_an_interrupt_in_the_middle_of_a_hand_over_loses_nothing(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C comes after the generator has taken the requests that are due, before the engine has them."""
+    hand_over = Engine.submit_many
+    handed: list[int] = []
+
+    def interrupted(engine: Engine, requests: list[Request]) -> None:
+        handed.append(len(requests))
+        if len(handed) == 5:
+            signal.raise_signal(signal.SIGINT)
+        hand_over(engine, requests)
+
+    monkeypatch.setattr(Engine, "submit_many", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        report = run_load(plan(cluster, ModelLoad(model="plain", rate=500), seconds=60))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert report.interrupted
+    assert report.one_outcome_each
+    assert report.seconds < 60
+    assert report.total.good == report.total.offered >= 5
 
 
 def test_ctrl_c_stops_early_and_reports(cluster: FakeCluster, tmp_path: Path) -> None:
