@@ -48,6 +48,11 @@ def is_loopback(endpoint: str) -> bool:
         return False
 
 
+def tcp(host: str, port: int | str = "*") -> str:
+    """``tcp://host:port``, an IPv6 address in brackets; port ``*`` stands for any free one."""
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
 class Bus:
     """Makes, counts and closes the sockets of one thread.
 
@@ -109,6 +114,7 @@ class Bus:
                 "authenticate them; bind 127.0.0.1, or say --insecure on a network that you trust"
             )
         sock = self._make(kind, hwm)
+        sock.ipv6 = "[" in endpoint
         sock.setsockopt(zmq.MAXMSGSIZE, max_message)
         if buffer is not None:
             sock.setsockopt(zmq.RCVBUF, buffer)
@@ -181,6 +187,7 @@ class Bus:
         return sock
 
     def _connect(self, sock: Sock, endpoint: str) -> None:
+        sock.ipv6 = "[" in endpoint
         try:
             sock.connect(endpoint)
         except zmq.ZMQError as error:

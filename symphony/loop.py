@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 import zmq
 
 from symphony import answers, fetches
-from symphony.bus import Bus, drain, send
+from symphony.bus import Bus, drain, send, tcp
 from symphony.clock import ClusterClock
 from symphony.control import Member, ModelSpec
 from symphony.faults import Faults
@@ -88,8 +88,8 @@ class Loop:
         self._faults = faults
         self._grace_ns = grace_ns
         self._patience_ns = patience_ns
-        self._fetch, fetch = bus.bind(zmq.ROUTER, f"tcp://{host}:*", max_message=MAX_FETCH_BYTES)
-        self._reply, reply = bus.bind(zmq.PULL, f"tcp://{host}:*")
+        self._fetch, fetch = bus.bind(zmq.ROUTER, tcp(host), max_message=MAX_FETCH_BYTES)
+        self._reply, reply = bus.bind(zmq.PULL, tcp(host))
         member = member.model_copy(update={"endpoints": {"fetch": fetch, "reply": reply}})
         self.membership = Membership(bus, registry, subscribe, member, clock=clock, faults=faults)
         self._waiter = Waiter()

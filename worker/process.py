@@ -22,7 +22,7 @@ from typing import Any, Final
 import zmq
 
 from symphony import wire
-from symphony.bus import Bus, drain
+from symphony.bus import Bus, drain, tcp
 from symphony.clock import ClusterClock
 from symphony.control import Member
 from symphony.faults import Faults
@@ -154,7 +154,7 @@ class Worker:
     def _open(self, bus: Bus) -> None:
         settings = self._settings
         self._clock = ClusterClock()
-        self._dispatch, endpoint = bus.bind(zmq.PULL, f"tcp://{settings.host}:*", max_message=MAX_PLAN_BYTES)
+        self._dispatch, endpoint = bus.bind(zmq.PULL, tcp(settings.host), max_message=MAX_PLAN_BYTES)
         member = describe(settings.id, "worker", endpoints={"dispatch": endpoint}, shard=settings.shard)
         self._membership = Membership(
             bus,
