@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -114,8 +115,10 @@ def deadline_from_now(engine: Engine, deadline_ms: float | None) -> int | None:
     """
     if deadline_ms is None:
         return None
-    if not isinstance(deadline_ms, (int, float)) or not math.isfinite(deadline_ms):
-        raise InvalidRequest(f"deadline_ms must be a number of milliseconds, not {deadline_ms!r:.80}")
+    given: Any = deadline_ms
+    if not isinstance(given, numbers.Real) or not math.isfinite(given):  # NumPy's numbers are Real, too
+        raise InvalidRequest(f"deadline_ms must be a number of milliseconds, not {given!r:.80}")
+    deadline_ms = float(given)
     if not 0 < deadline_ms <= LONGEST_NS / 1e6:
         past = "the deadline would lie in the past: " if deadline_ms <= 0 else ""
         raise InvalidRequest(f"{past}deadline_ms must be above 0 and at most a day, not {deadline_ms:g}")

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Final
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from symphony.bus import tcp
 from symphony.messages import Name
 from symphony.scaling import AutoscaleConfig, EpochConfig
 from symphony.status import SymphonyError
@@ -25,9 +26,15 @@ from symphony.status import SymphonyError
 Port = Annotated[int, Field(ge=1, le=65_535)]
 Micros = Annotated[int, Field(ge=0, le=10_000_000)]
 PolicyName = Annotated[
-    str, Field(pattern=r"^(deferred|eager|target|latest|timeout:\d+(\.\d+)?(:[1-9]\d{0,3})?)$")
+    str,
+    Field(
+        pattern=r"^(deferred|eager|target|latest|timeout:\d+(\.\d+)?(:[1-9]\d{0,3})?|"
+        r"adaptive(:(0(\.\d+)?|1(\.0+)?))?)$"
+    ),
 ]
-"""``timeout:MS`` or ``timeout:MS:SIZE``: after a fixed wait, or at a preferred batch size."""
+"""``timeout:MS`` or ``timeout:MS:SIZE``: after a fixed wait, or at a preferred batch size. ``adaptive:DIAL``:
+from 0, lowest latency, to 1, fewest GPUs; 0 if it is left out."""
+POLICIES: Final = "deferred, eager, target, latest, timeout:MS[:SIZE] or adaptive[:DIAL]"
 
 _SECTIONS: Final = ("cluster", "broker", "scheduler", "autoscale", "epoch")
 
@@ -168,8 +175,7 @@ class Config(_Section):
 
     def endpoint(self, port: int) -> str:
         """``tcp://host:port`` on the cluster's host; port 0 stands for any free port."""
-        host = self.cluster.host
-        return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+        return tcp(self.cluster.host, port)
 
     @property
     def registry(self) -> str:
@@ -242,7 +248,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2026-02-31 is a ValueError
         mark = getattr(error, "problem_mark", None)
         at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         raise ConfigError(f"{path}: not YAML{at}: {getattr(error, 'problem', None) or 'malformed'}") from None
@@ -266,7 +272,7 @@ def _override(values: dict[str, Any], environ: Mapping[str, str]) -> dict[tuple[
             key = variable.removeprefix(prefix).lower()
             try:
                 value = yaml.safe_load(environ[variable])
-            except yaml.YAMLError:
+            except (yaml.YAMLError, ValueError, RecursionError):
                 value = environ[variable]
             held = values.get(section)
             if held is None or isinstance(held, dict):
@@ -329,7 +335,7 @@ def _what(location: tuple[int | str, ...], kind: str, message: str, value: Any) 
     if kind == "string_pattern_mismatch" and location[-1] == "device":
         return f"expected emulated, cpu or cuda:N, got {value!r:.60}"
     if kind == "string_pattern_mismatch" and location[-1] == "policy":
-        return f"expected deferred, eager, target, latest or timeout:MS[:SIZE], got {value!r:.60}"
+        return f"expected {POLICIES}, got {value!r:.60}"
     if location[0] == "models":
         return f"expected a zoo definition's name, a path or a definition, got {value!r:.60}"
     text = message.replace("Input should be", "expected")

@@ -49,7 +49,7 @@ def decode_body(family: str, publisher: str, body: bytes) -> Body:
 
     ``member``, ``model``, ``plan``: the control messages of those names. ``done.<worker>``:
     :class:`Done`. ``decision.<shard>``: :class:`ScaleDecision`. ``stats.<shard>``,
-    ``event.<member>``: a map with string keys.
+    ``event.<member>``, ``gpu.<worker>``: a map with string keys.
 
     Raises:
         WireError: ``unknown-topic``, ``foreign-topic`` (a body of another publisher), or what the

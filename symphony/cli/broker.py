@@ -17,10 +17,16 @@ _PORT = click.IntRange(1, 65_535)
 
 @click.command()
 @shared.config("Configuration file; its sections cluster and broker count.")
-@shared.host("127.0.0.1")
-@click.option("--registry-port", type=_PORT, help="Port that members and tools ask.  [default: 5550]")
-@click.option("--publish-port", type=_PORT, help="Port that publishers connect to.  [default: 5551]")
-@click.option("--subscribe-port", type=_PORT, help="Port that subscribers connect to.  [default: 5552]")
+@shared.host()
+@click.option(
+    "--registry-port", type=_PORT, help="Port that members and tools ask.  [default: the file's, else 5550]"
+)
+@click.option(
+    "--publish-port", type=_PORT, help="Port that publishers connect to.  [default: the file's, else 5551]"
+)
+@click.option(
+    "--subscribe-port", type=_PORT, help="Port that subscribers connect to.  [default: the file's, else 5552]"
+)
 @click.option(
     "--fresh",
     is_flag=True,

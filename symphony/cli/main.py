@@ -32,7 +32,7 @@ COMMANDS: Final[dict[str, str]] = {
     "simulate": "Simulate an experiment under a virtual clock: policies, baselines, goodput.",
     "plan": "Place models on sub-clusters and count the GPUs that they need.",
     "status": "Show who is in the cluster.",
-    "bench": "Run a benchmark: core, engine, latency, rate.",
+    "bench": "Run a benchmark: core, rate, latency, wire, gpu and more.",
     "telemetry": "Follow the cluster's telemetry as JSON lines.",
 }
 """Sub-commands in the order of ``--help``, with one line each."""

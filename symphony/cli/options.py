@@ -42,9 +42,13 @@ def broker(which: str) -> Decorator:
     )
 
 
-def host(default: str = "the file's cluster.host") -> Decorator:
+def host() -> Decorator:
     """``--host ADDRESS`` as ``host: str | None``."""
-    return click.option("--host", metavar="ADDRESS", help=f"IP address to bind.  [default: {default}]")
+    return click.option(
+        "--host",
+        metavar="ADDRESS",
+        help="IP address to bind.  [default: the file's cluster.host, else 127.0.0.1]",
+    )
 
 
 def insecure() -> Decorator:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from symphony.cli import options as shared
-from symphony.config import load_config
+from symphony.config import POLICIES, load_config
 from symphony.urgency import be_prompt, keep_collector_out
 
 
@@ -20,13 +20,20 @@ from symphony.urgency import be_prompt, keep_collector_out
 @shared.broker("subscribe")
 @shared.host()
 @click.option(
-    "--policy", help="When a batch is ready: deferred, eager, target, latest, timeout:MS[:PREFERRED_SIZE]."
+    "--policy",
+    metavar="POLICY",
+    help=f"When a batch is ready: {POLICIES}.  [default: the file's, else deferred]",
 )
-@click.option("--spin-us", type=click.IntRange(0), help="Busy-wait that long before each timer, µs.")
+@click.option(
+    "--spin-us",
+    type=click.IntRange(0),
+    help="Busy-wait that long before each timer, µs.  [default: the file's, else 100]",
+)
 @click.option(
     "--rest-us",
     type=click.IntRange(0),
-    help="Longest pause of a busy shard in which input gathers, µs; 0: none.",
+    help="Longest pause of a busy shard in which input gathers, µs; 0: none.  "
+    "[default: the file's, else 2000]",
 )
 @shared.drain(5.0)
 @shared.insecure()

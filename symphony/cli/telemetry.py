@@ -38,11 +38,11 @@ _S: Final = 1_000_000_000
     "topics",
     multiple=True,
     metavar="PREFIX",
-    help="Only topics that begin so; repeatable. There are member, model, done.<worker>, stats.<shard> and "
-    "decision.<shard>.",
+    help="Only topics that begin so; repeatable. There are member, model, plan, done.<worker>, gpu.<worker>, "
+    "stats.<shard>, decision.<shard> and event.<leading shard>.",
 )
 @click.option("--count", type=click.IntRange(1), help="Stop after so many messages.")
-@click.option("--seconds", type=click.FloatRange(0), help="Stop after so many seconds.")
+@click.option("--seconds", type=click.FloatRange(0), metavar="SECONDS", help="Stop after so long.")
 def command(
     path: Path | None,
     subscribe: str | None,

@@ -19,7 +19,7 @@ from symphony.bus import Bus
 from symphony.cli import options as shared
 from symphony.cli.up_scaling import LocalScaling
 from symphony.clock import ClusterClock
-from symphony.config import Config, load_config
+from symphony.config import POLICIES, Config, load_config
 from symphony.membership import Membership, Published, describe
 from symphony.supervisor import ChildEvent, Died, GaveUp, Started, Supervisor, SupervisorError
 from symphony.waiter import Waiter
@@ -38,7 +38,7 @@ _S: Final = 1_000_000_000
 @click.option(
     "--policy",
     metavar="POLICY",
-    help="When a batch is ready: deferred, eager, target, latest or timeout:MS[:SIZE].",
+    help=f"When a batch is ready: {POLICIES}.  [default: the file's, else deferred]",
 )
 def command(path: Path | None, port: int | None, policy: str | None) -> None:
     """Start a whole cluster on this machine and keep it running.

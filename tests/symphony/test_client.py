@@ -91,7 +91,7 @@ def test_a_deadline_in_the_past_or_absurd_is_told(
 
 
 def test_the_model_is_told_the_deadline_and_the_priority(client: Client, cluster: FakeCluster) -> None:
-    for deadline_ms, priority in ((None, 0), (900.0, 2)):
+    for deadline_ms, priority in ((None, 0), (900.0, 2), (np.int64(800), 0), (np.float32(800), 0)):
         now = client.engine.clock.now()
         client.infer("plain", deadline_ms=deadline_ms, priority=priority)
         sent = cluster.shards[0].submitted[-1]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from symphony.config import ConfigError, load_config
+from symphony.config import POLICIES, ConfigError, load_config
 
 
 def _write(tmp_path: Path, text: str) -> Path:
@@ -71,9 +71,33 @@ def test_environment_stands_above_the_file(tmp_path: Path) -> None:
     assert (config.broker.registry_port, config.broker.publish_port) == (7000, 6001)
 
 
-@pytest.mark.parametrize("policy", ["deferred", "eager", "target", "latest", "timeout:5", "timeout:2.5:16"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "deferred",
+        "eager",
+        "target",
+        "latest",
+        "timeout:5",
+        "timeout:2.5:16",
+        "adaptive",
+        "adaptive:0.7",
+        "adaptive:1",
+    ],
+)
 def test_policies(policy: str) -> None:
     assert load_config(None, {"SYMPHONY_SCHEDULER_POLICY": policy}).scheduler.policy == policy
+
+
+def test_every_policy_of_the_core_can_be_configured_and_no_other() -> None:
+    from scheduler.core.policies import make_policy
+
+    for policy in ("deferred", "eager", "target", "latest", "timeout:5", "adaptive", "adaptive:0.25"):
+        assert make_policy(load_config(None, {"SYMPHONY_SCHEDULER_POLICY": policy}).scheduler.policy)
+    with pytest.raises(ValueError, match="unknown policy") as caught:
+        make_policy("nonsense")
+    for name in POLICIES.replace(" or", ",").split(", "):
+        assert name.partition("[")[0].partition(":")[0] in str(caught.value)
 
 
 def test_ipv6_endpoint(tmp_path: Path) -> None:
@@ -94,7 +118,10 @@ def test_ipv6_endpoint(tmp_path: Path) -> None:
         ("broker: {registry_port: 5551}", "must differ"),
         ("broker: {lease_ms: 600}", "lease_ms (600) must be at least twice heartbeat_ms (500)"),
         ("scheduler: {policy: greedy}", "scheduler.policy: expected deferred, eager, target"),
-        ("scheduler: {policy: timeout}", "or timeout:MS[:SIZE], got 'timeout'"),
+        ("scheduler: {policy: timeout}", "or adaptive[:DIAL], got 'timeout'"),
+        ("scheduler: {policy: 'adaptive:1.5'}", "or adaptive[:DIAL], got 'adaptive:1.5'"),
+        ("cluster: {name: 2026-02-31}", "not YAML: malformed"),
+        ("models: " + "[" * 2_000, "not YAML: malformed"),
         ("workers: [{device: gpu}]", "workers.0.device: expected emulated, cpu or cuda:N, got 'gpu'"),
         ("workers: [{device: cpu, gpus: 2}]", "device cpu is one device"),
         ("workers: [{shard: shard-1}]", "belongs to 'shard-1', but scheduler.shards is 1"),
