@@ -20,6 +20,7 @@ from symphony.status import SymphonyError
 
 Note = Callable[[str, float], None]
 MOST_ROWS = 40
+STDOUT = "-"
 
 COLUMNS = (
     ("offered_rps", "offered/s", ".0f"),
@@ -60,7 +61,8 @@ COLUMNS = (
     "csv_to",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write results as CSV: a line per run and model, and one per run for the whole (model `total`).",
+    help="Write results as CSV, - for standard output: a line per run and model, and one per run for the "
+    "whole (model `total`).",
 )
 @click.option("--plots", type=click.Path(path_type=Path), metavar="DIR", help="Write plots there (PNG).")
 @click.option(
@@ -97,8 +99,10 @@ def command(
     from simulator.study import is_study
     from simulator.tables import csv_text
 
+    if json_to == STDOUT and str(csv_to) == STDOUT:
+        raise click.UsageError("--json - and --csv -: only one of them can go to standard output")
     for file in (json_to, csv_to, trace_out):
-        if file not in (None, "-"):
+        if file is not None and str(file) != STDOUT:
             _check_writable(Path(file))
     if is_study(experiment):
         if policy or find or compare is not None or trace_out:
@@ -119,11 +123,10 @@ def command(
         check_plots(plots)
     with _progress() as note:
         results = [_one(what, name, find, seeds, trace_out, note(name)) for name in names]
-    if csv_to is not None:
-        _write(csv_to, csv_text(results))
     if plots is not None:
         result_plots(plots, results)
-    if _wrote(json_to, results[0] if compare is None else results):
+    shown = csv_to is not None and _wrote_text(csv_to, csv_text(results))
+    if _wrote(json_to, results[0] if compare is None else results) or shown:
         return
     _print(results, find)
 
@@ -158,9 +161,9 @@ def _study(
                 told(text, (i + share) / len(runs))
 
             results.append(run_point(study, point, policy, within))
-            if json_to not in (None, "-"):
+            if json_to not in (None, STDOUT):
                 _wrote(json_to, results)
-            if csv_to is not None:
+            if csv_to is not None and str(csv_to) != STDOUT:
                 _write(csv_to, csv_text(results))
     scaled = all("scaling" in result for result in results)
     if plots is not None and scaled:
@@ -172,8 +175,11 @@ def _study(
             line_plot(plots / f"{path.stem}-{i}.png", drawn, swept(study) or "case", study.metric, title)
         if study.goodput and all(result["fluid_ideal_rps"] for result in results):
             share_plot(plots / f"{path.stem}.png", results, study.metric, study.title)
-    if json_to == "-":
+    if json_to == STDOUT:
         _wrote(json_to, results)
+        return
+    if str(csv_to) == STDOUT:
+        click.echo(csv_text(results), nl=False)
         return
     if scaled:
         _print_scaling(results, study.title or path.stem)
@@ -230,11 +236,14 @@ def _wrote(json_to: str | None, content: Any) -> bool:
     """Write JSON if that is wanted; True if it went to standard output, where nothing else may go then."""
     if json_to is None:
         return False
-    text = json.dumps(content, indent=None if json_to == "-" else 1)
-    if json_to == "-":
-        click.echo(text)
+    return _wrote_text(Path(json_to), json.dumps(content, indent=None if json_to == STDOUT else 1) + "\n")
+
+
+def _wrote_text(path: Path, text: str) -> bool:
+    if str(path) == STDOUT:
+        click.echo(text, nl=False)
         return True
-    _write(Path(json_to), text)
+    _write(path, text)
     return False
 
 
@@ -278,7 +287,7 @@ def _check_writable(path: Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(text + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise SymphonyError(f"cannot write {path}: {error.strerror}") from None
 

@@ -60,6 +60,16 @@ def test_csv_of_a_study_names_the_point(tmp_path: Path) -> None:
     assert list(rows[0])[:4] == ["models.count", "policy", "seed", "model"]
 
 
+def test_csv_to_standard_output_stands_alone(tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text(TEXT)
+    outcome = CliRunner().invoke(command, [str(tmp_path / "e.yaml"), "--csv", "-"])
+    rows = list(csv.DictReader(StringIO(outcome.output)))
+    assert [row["model"] for row in rows] == ["total", "r50-0", "r50-1"]
+    both = CliRunner().invoke(command, [str(tmp_path / "e.yaml"), "--csv", "-", "--json", "-"])
+    assert both.exit_code == 2
+    assert "only one of them" in both.output
+
+
 def test_what_is_missing_stays_empty() -> None:
     run = {"policy": "a", "seed": 1, "p50_ms": None, "models": {"m": {"p50_ms": 2.0}}, "over_time": {}}
     assert csv_text([run]) == "policy,seed,model,p50_ms\na,1,total,\na,1,m,2.0\n"
