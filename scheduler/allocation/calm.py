@@ -22,6 +22,8 @@ PER_SHARD: Final = 10.0
 whole GPUs costs half a GPU per shard on average, and small clusters should not be torn down for it."""
 PEAK: Final = 4.0
 """Times the tolerance: by how much the largest load of a shard may exceed the best plan's."""
+LITTLE: Final = 4.0
+"""Busy GPUs, times the tolerance, that it may do so besides: nothing is worth moving for a fifth of a GPU."""
 KEEP: Final = 2.0
 """Times the tolerance: by how much of it a shard's load may exceed the planned headroom."""
 
@@ -51,7 +53,7 @@ class Band:
         return cls(
             missed * (1 + tolerance) + EPSILON * max(1.0, missed),
             gpus + math.floor(tolerance * (gpus + PER_SHARD * used) + EPSILON),
-            peak * (1 + PEAK * tolerance) + EPSILON * max(1.0, peak),
+            peak * (1 + PEAK * tolerance) + LITTLE * tolerance + EPSILON * max(1.0, peak),
         )
 
     def holds(self, division: Division) -> bool:
