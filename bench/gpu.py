@@ -36,6 +36,7 @@ from symphony.profile_file import ProfileFile
 from symphony.status import SymphonyError
 from worker import zoo
 from worker.definition import load_definition
+from worker.sweep import ROUNDS
 
 QUICK: Final = [
     *("--models", "minilm", "--max-batch", "4", "--slo-factors", "10"),
@@ -82,7 +83,7 @@ class Profiles:
             if position and seconds < 0.5 * self._start_s:
                 self._budget.left_out.append(f"profile of {name} in {precision}")
                 continue
-            per_size = (seconds - self._start_s) / (2 * SIZES)
+            per_size = (seconds - self._start_s) / (ROUNDS * SIZES)
             per_size = max(LEAST_BUDGET_S, min(self._options.budget, per_size))
             print(
                 f"  profile of {name} in {precision}, {per_size:.2f} s a size and round "
@@ -97,7 +98,7 @@ class Profiles:
                     raise
                 self._budget.left_out.append(f"profile of {name} in {precision}: {error}")
             took = self._budget.clock() - began
-            self._start_s = max(5.0, took - 2 * SIZES * per_size)
+            self._start_s = max(5.0, took - ROUNDS * SIZES * per_size)
 
     def _one(self, name: str, precision: str, per_size: float) -> ProfileFile:
         """``symphony profile``; again, if what it found makes no sense.
@@ -251,7 +252,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--slo-factors", default=FACTORS, help=f"multiples of l(1) [default: {FACTORS}]")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each load")
     parser.add_argument("--steps", type=int, default=4, help="loads per SLO, live and plain loop each")
-    parser.add_argument("--budget", type=float, default=0.25, help="most seconds per batch size and round")
+    parser.add_argument("--budget", type=float, default=0.15, help="most seconds per batch size and round")
     parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for everything [default: 450]")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads per operator")
     parser.add_argument("--cuda-graphs", action="store_true", help="profile and serve with CUDA graphs")

@@ -16,7 +16,7 @@ from worker.definition import PRECISIONS, Definition, DefinitionError
 from worker.device import Device, OutOfMemory
 from worker.loading import sampler
 from worker.profiling import Trial
-from worker.sweep import Plan, Size, Timing, complaints, first_sizes, sweep
+from worker.sweep import Plan, Size, Timing, complaints, first_sizes, spreads, sweep
 from worker.turns import Turns
 
 MB: Final = 1 << 20
@@ -79,7 +79,10 @@ def measure_profile(
     if not device.memory_mb and load > cores:
         notes.append(f"{load:.1f} processes wanted this machine's {cores} cores: figures are theirs, too")
     versions = device.describe()
-    batches = [_figures(size, max(0.0, peaks[size.b] / MB - base), graphs) for size in measured]
+    batches = [
+        _figures(size, spread, max(0.0, peaks[size.b] / MB - base), graphs)
+        for size, spread in zip(measured, spreads(measured), strict=True)
+    ]
     made = ProfileFile(
         model=definition.name,
         device=device.gpu_type,
@@ -144,7 +147,7 @@ def _measure(
             peaks.clear()
 
 
-def _figures(size: Size, memory_mb: float, graphs: list[int]) -> BatchFigures:
+def _figures(size: Size, spread: float, memory_mb: float, graphs: list[int]) -> BatchFigures:
     times = size.times()
     p50, p90, p95, p99 = np.percentile(times, (50, 90, 95, 99))
     parts: dict[str, Any] = {
@@ -160,7 +163,7 @@ def _figures(size: Size, memory_mb: float, graphs: list[int]) -> BatchFigures:
         max_ms=round(float(times.max()), 5),
         memory_mb=round(memory_mb, 3),
         runs=len(times),
-        spread=round(size.spread(), 4),
+        spread=round(spread, 4),
         runs_with=graphs[size.b - 1] if size.b <= len(graphs) else 0,
         **parts,
     )

@@ -50,12 +50,12 @@ def _sizes(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
     "--gpu-type", default="", help="What the profile is kept by.  [default: cpu or the product name]"
 )
 @click.option(
-    "--runs", type=click.IntRange(5, 10_000), default=30, show_default=True, help="Per size and round."
+    "--runs", type=click.IntRange(5, 10_000), default=15, show_default=True, help="Per size and round."
 )
 @click.option(
     "--budget",
     type=click.FloatRange(0.01, 600),
-    default=1.0,
+    default=0.5,
     show_default=True,
     metavar="SECONDS",
     help="Longest time for one size in one round, beyond 5 runs.",
