@@ -213,6 +213,7 @@ class Lanes:
         if opens <= now:
             self._firm(lane)
         else:
+            self.lane_size[lane] = n
             self._wait(lane, n, opens, now)
         return True
 

@@ -11,10 +11,10 @@ from rig import MS, SETTINGS, Rig, linear
 POLICIES = ("adaptive", "adaptive:0.7", "deferred", "eager", "target", "latest", "timeout:4", "timeout:3:5")
 
 
-def random_settings(rng: random.Random) -> dict[str, Any]:
-    """Settings of a core; half of the time with latencies and margins of 0."""
+def random_settings(rng: random.Random, names: tuple[str, ...] = SETTINGS) -> dict[str, Any]:
+    """Settings of a core; half of the time with 0 for each of ``names``; the others are 0."""
     spans = {
-        name: rng.choice((0, rng.randrange(2 * MS) // (20 if name == "data_ns" else 1))) for name in SETTINGS
+        name: rng.choice((0, rng.randrange(2 * MS) // (20 if name == "data_ns" else 1))) for name in names
     }
     return {
         "policy": rng.choice(POLICIES),

@@ -107,6 +107,17 @@ def test_against_the_reference(seed: int) -> None:
     rig.settle()
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_against_the_reference_next_door(seed: int) -> None:
+    """No way to the GPUs and back: in these a stage once ended with the size that its lane began with."""
+    rng = random.Random(seed)
+    rig = Rig(**random_settings(rng, ("data_ns", "margin_ns")))
+    stream = Stream(rig, rng, start=rng.choice((0, 1_763_800_000_000_000_000)))
+    for _ in range(150):
+        stream.step()
+    rig.settle()
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_against_the_reference_on_types_far_apart(seed: int) -> None:
     """GPU types of which one is many times as fast as the next, in any order of their numbers."""
