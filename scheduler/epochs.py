@@ -279,10 +279,11 @@ class Epochs:
             return ""
         if self._failed:
             return f"a worker could not load {', '.join(sorted(model for model, _ in self._failed))}"
-        if signature != self._planned.signature and now - since >= settings.settle_s * SECOND:
+        changed = signature != self._planned.signature
+        if changed and now - since >= settings.settle_s * SECOND:
             return "shards, GPUs or models have come or gone"
         late = elapsed >= (settings.seconds + settings.window_s) * SECOND
-        if offered.fresh and not late:  # in a second or two it will be known where the load has gone
+        if (changed or offered.fresh) and not late:  # in a second or two more will be known
             return ""
         moved = offered.moved_from(self._planned.offered)
         if moved > settings.drift:
