@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 SECOND: Final = 1_000_000_000
+OVERDUE_NS: Final = 3 * SECOND // 2
 MOST: Final = 128
 """Samples kept per shard."""
 SURE: Final = 6.0
@@ -77,6 +78,8 @@ class Meter:
         self._samples: dict[str, deque[tuple[int, Counts]]] = {}
         self._number: dict[str, int] = {}
         self._now: Offered | None = None
+        self._told: set[str] = set()
+        self._measured_at = 0
 
     def saw(self, shard: str, at: int, offered: Mapping[str, int]) -> None:
         """Requests by model since the shard's start, as of ``at`` (cluster time, ns)."""
@@ -88,11 +91,14 @@ class Meter:
         if samples and (at <= samples[-1][0] or (counts < self._padded(samples[-1][1], len(counts))).any()):
             samples.clear()  # another run of the shard, or another clock: its counters began anew
         samples.append((at, counts))
-        self._now = None
+        self._told.add(shard)
+        if self._told >= self._samples.keys() or at - self._measured_at > OVERDUE_NS:
+            self._now = None
 
     def gone(self, shard: str) -> None:
         """The shard has left or died."""
         self._samples.pop(shard, None)
+        self._told.discard(shard)
         self._now = None
 
     def known(self, shards: Collection[str]) -> bool:
@@ -100,9 +106,12 @@ class Meter:
         return all(len(self._samples.get(shard, ())) > 1 for shard in shards)
 
     def offered(self) -> Offered:
-        """What is offered now, over all shards."""
+        """What is offered, over all shards, as of when the last of them told it; one that is silent is not
+        waited for."""
         if self._now is None:
             self._now = self._measured()
+            self._told.clear()
+            self._measured_at = max((samples[-1][0] for samples in self._samples.values()), default=0)
         return self._now
 
     @staticmethod
