@@ -8,6 +8,8 @@ from symphony.control import GpuInfo
 
 MAX_GPU: Final = 1 << 20
 """GPU numbers are below this."""
+MOST_GPUS: Final = 1 << 16
+"""GPUs of one member: its record has to fit into a control message many times over."""
 SLOTS: Final = 1 << 16
 
 
@@ -27,8 +29,10 @@ class GpuNumbers:
             owner = self._owner.get(number, member)
             if owner != member:
                 return f"GPU {number} already belongs to {owner!r}; give the GPUs of {member!r} other numbers"
-        if not 0 <= wanted <= MAX_GPU:
-            return f"gpus_wanted is {wanted}; it must be 0 to {MAX_GPU}"
+        if not 0 <= wanted <= MOST_GPUS:
+            return f"gpus_wanted is {wanted}; it must be 0 to {MOST_GPUS}"
+        if len(numbers) > MOST_GPUS:
+            return f"{member!r} has {len(numbers)} GPUs; one member may have {MOST_GPUS}"
         if wanted and not numbers and self._find(wanted) + wanted > MAX_GPU:
             return f"there are no {wanted} GPU numbers in a row left below {MAX_GPU}"
         return ""

@@ -120,6 +120,8 @@ class Join(_Message):
 
 
 class Joined(_Message):
+    """Granted: the record as the broker keeps it, and how often to show that this process lives, ms."""
+
     type: Literal["joined"] = "joined"
     v: Literal[1] = VERSION
     member: Member
@@ -185,6 +187,8 @@ class Update(_Message):
 
 
 class Leave(_Message):
+    """This process ends; answered by :class:`Left`."""
+
     type: Literal["leave"] = "leave"
     v: Literal[1] = VERSION
     id: Name
@@ -192,11 +196,15 @@ class Leave(_Message):
 
 
 class Left(_Message):
+    """Goodbye heard; also for somebody who was no member."""
+
     type: Literal["left"] = "left"
     v: Literal[1] = VERSION
 
 
 class AskSnapshot(_Message):
+    """Who and what is there? Anybody may ask; answered by :class:`Snapshot`."""
+
     type: Literal["ask-snapshot"] = "ask-snapshot"
     v: Literal[1] = VERSION
 

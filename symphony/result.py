@@ -14,10 +14,6 @@ class InferResult:
     Attributes:
         late: whether it came after the deadline.
         latency_ns: from the submission to the arrival here.
-        batch_size: requests in the batch that it was part of.
-        worker: id of the worker that ran it.
-        gpu: cluster-wide number of the GPU.
-        started, finished: cluster time in ns of the batch's execution.
     """
 
     __slots__ = ("_batch", "_outputs", "_row", "late", "latency_ns")
@@ -38,22 +34,27 @@ class InferResult:
 
     @property
     def batch_size(self) -> int:
+        """Requests in the batch that it was part of."""
         return self._batch.size
 
     @property
     def worker(self) -> str:
+        """Id of the worker that ran it."""
         return self._batch.worker
 
     @property
     def gpu(self) -> int:
+        """Cluster-wide number of the GPU."""
         return self._batch.gpu
 
     @property
     def started(self) -> int:
+        """Start of the batch's execution, cluster time in ns."""
         return self._batch.started
 
     @property
     def finished(self) -> int:
+        """End of the batch's execution, cluster time in ns."""
         return self._batch.finished
 
     def __repr__(self) -> str:

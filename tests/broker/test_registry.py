@@ -195,6 +195,18 @@ def test_gpu_numbers_are_the_lowest_free_ones_in_a_row() -> None:
     assert granted[0].type == "t"
 
 
+MANY = [GpuInfo(number=number, type="t") for number in range(1, (1 << 16) + 2)]
+
+
+def test_numbers_in_a_row_can_run_out() -> None:
+    reg = registry()
+    far_apart = [GpuInfo(number=number, type="t") for number in range(0, 1 << 20, 60_000)]
+    assert isinstance(join(reg, member("a", gpus=far_apart)), control.Joined)
+    refused = join(reg, member("b"), gpus_wanted=60_000)
+    assert isinstance(refused, control.Refused)
+    assert "there are no 60000 GPU numbers in a row left" in refused.reason
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
@@ -202,7 +214,8 @@ def test_gpu_numbers_are_the_lowest_free_ones_in_a_row() -> None:
         ({"who": member("b", gpus=[GpuInfo(number=5, type="t")] * 2)}, "same number to two"),
         ({"who": member("b"), "gpus_wanted": -1}, "gpus_wanted is -1"),
         ({"who": member("b"), "gpus_wanted": 1 << 40}, "gpus_wanted is"),
-        ({"who": member("b"), "gpus_wanted": 1 << 20}, "in a row"),
+        ({"who": member("b"), "gpus_wanted": (1 << 16) + 1}, "gpus_wanted is 65537; it must be 0 to 65536"),
+        ({"who": member("b", gpus=MANY)}, "'b' has 65537 GPUs; one member may have 65536"),
         ({"who": member("b", "frontend"), "gpus_wanted": 1}, "only workers have GPUs"),
         ({"who": member("b", "scheduler", gpus=[GpuInfo(number=9, type="t")])}, "only workers have GPUs"),
         ({"who": member("b", stats={"x": "y" * 5_000})}, "text in stats"),
