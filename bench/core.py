@@ -15,15 +15,14 @@ shorter turns.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from bench.output import add_json, tell
 from scheduler.core.machine import Core
 from scheduler.core.memory import memory
 from scheduler.select import compiled_core
@@ -262,7 +261,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--curve", action="store_true", help="cost per request from 1 to 5,000 models and 8 to 20,000 GPUs"
     )
-    parser.add_argument("--json", metavar="FILE", help="write JSON to a file, or - for standard output")
+    add_json(parser)
     options = parser.parse_args(arguments)
     if min(options.models, options.gpus, options.requests, options.tick) < 1 or not options.load > 0:
         parser.error("models, GPUs, requests and tick must be at least 1, the load above 0")
@@ -274,12 +273,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         found = measure(options.models, options.gpus, options.load, options.requests, options.tick)
         text = show(found)
-    print(text, file=sys.stderr if options.json == "-" else sys.stdout)
-    if options.json == "-":
-        print(json.dumps(found))
-    elif options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(found, file, indent=2)
+    tell(text, found, options.json)
 
 
 if __name__ == "__main__":

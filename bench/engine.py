@@ -32,6 +32,7 @@ class Tally:
         self.latency_ns: list[int] = []
 
     def done(self, request: Request, outcome: Outcome) -> None:
+        """The callback of every request, whose tag is when it was meant to be sent, cluster ns."""
         if outcome.status is Status.OK:
             self.ok += 1
             self.latency_ns.append(outcome.at - request.tag)
@@ -40,6 +41,7 @@ class Tally:
 
     @property
     def all(self) -> int:
+        """Requests that have their outcome."""
         return self.ok + self.other
 
 

@@ -31,6 +31,7 @@ from typing import Any, Final
 from bench.budget import Budget
 from bench.cluster import machine
 from bench.gpu_live import PRECISIONS, How, live
+from bench.output import add_json, tell
 from symphony.profile import ProfileError
 from symphony.profile_file import ProfileFile
 from symphony.status import SymphonyError
@@ -256,7 +257,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for everything [default: 450]")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads per operator")
     parser.add_argument("--cuda-graphs", action="store_true", help="profile and serve with CUDA graphs")
-    parser.add_argument("--json", metavar="FILE", help="write JSON to a file, or - for standard output")
+    add_json(parser)
     options = parser.parse_args(arguments)
     on_cpu = options.device == "cpu"
     options.models = options.models or (CPU_MODELS if on_cpu else GPU_MODELS)
@@ -269,11 +270,7 @@ def main(arguments: list[str] | None = None) -> None:
         found = measure(options)
     except SymphonyError as error:
         sys.exit(f"bench gpu: {error}")
-    print(show(found), file=sys.stderr if options.json == "-" else sys.stdout)
-    if options.json == "-":
-        print(json.dumps(found))
-    elif options.json:
-        Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    tell(show(found), found, options.json)
 
 
 if __name__ == "__main__":

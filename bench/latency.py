@@ -10,14 +10,13 @@ busy-waits for the rest.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 from typing import Any, Final
 
 import numpy as np
 
 from bench.cluster import Running, machine, running
+from bench.output import add_json, tell
 from symphony.client import Client
 
 WARM_UP: Final = 200
@@ -131,15 +130,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each of the three parts")
-    parser.add_argument("--json", metavar="FILE", help="write JSON to a file, or - for standard output")
+    add_json(parser)
     options = parser.parse_args(arguments)
     found = measure(options.seconds)
-    print(show(found), file=sys.stderr if options.json == "-" else sys.stdout)
-    if options.json == "-":
-        print(json.dumps(found))
-    elif options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(found, file, indent=2)
+    tell(show(found), found, options.json)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,15 @@ run of the model that was loaded, which is what the design promises to bound (on
 from __future__ import annotations
 
 import argparse
-import json
 import select
-import sys
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from bench.cluster import machine
+from bench.output import add_json, tell
 from symphony import tensors
 from worker.batch import Batch, Payload
 from worker.definition import Definition, load_definition
@@ -116,6 +114,20 @@ def measure(
     }
 
 
+def show(found: dict[str, Any]) -> str:
+    """The report for people."""
+    lines = [
+        found["machine"],
+        f"{found['serving']} serves on {found['device']} while {found['loading']} loads",
+    ]
+    for name in ("before", "while_loading", "after"):
+        row = found[name]
+        times = f"p50 {row['p50_ms']:>8} ms  p99 {row['p99_ms']:>8} ms"
+        lines.append(f"{name:<15}{times}  {row['batches']} batches")
+    loaded = f"loaded and warm in {found['loaded_in_ms']:.0f} ms"
+    return "\n".join([*lines, f"{loaded}; a batch waited at most {found['longest_wait_ms']} ms for it"])
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -127,26 +139,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--serving", default="crepe-tiny", help="the model that serves")
     parser.add_argument("--loading", default="resnet50", help="the model that is loaded")
     parser.add_argument("--max-batch", type=int, default=4, help="of the model that is loaded")
-    parser.add_argument("--json", metavar="FILE", help="write JSON to a file, or - for standard output")
+    add_json(parser)
     options = parser.parse_args(arguments)
     found = measure(
         options.device, options.threads, options.seconds, options.serving, options.loading, options.max_batch
     )
-    out = sys.stderr if options.json == "-" else sys.stdout
-    print(found["machine"], file=out)
-    print(f"{found['serving']} serves on {found['device']} while {found['loading']} loads", file=out)
-    for name in ("before", "while_loading", "after"):
-        row = found[name]
-        print(
-            f"{name:<15}p50 {row['p50_ms']:>8} ms  p99 {row['p99_ms']:>8} ms  {row['batches']} batches",
-            file=out,
-        )
-    loaded = f"loaded and warm in {found['loaded_in_ms']:.0f} ms"
-    print(f"{loaded}; a batch waited at most {found['longest_wait_ms']} ms for it", file=out)
-    if options.json == "-":
-        print(json.dumps(found))
-    elif options.json:
-        Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    tell(show(found), found, options.json)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any, Final
 import psutil
 
 from bench.cluster import Running, machine, running
+from bench.output import add_json, tell
 
 ALPHA_MS: Final = 1.082
 BETA_MS: Final = 5.204
@@ -206,15 +207,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the fixed load")
     parser.add_argument("--no-search", action="store_true", help="leave out the search for the highest rate")
     parser.add_argument("--search-seconds", type=float, default=8.0, help="length of each load of the search")
-    parser.add_argument("--json", metavar="FILE", help="write JSON to a file, or - for standard output")
+    add_json(parser)
     options = parser.parse_args(arguments)
     found = measure(options.rate, options.seconds, not options.no_search, options.search_seconds)
-    print(show(found), file=sys.stderr if options.json == "-" else sys.stdout)
-    if options.json == "-":
-        print(json.dumps(found))
-    elif options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(found, file, indent=2)
+    tell(show(found), found, options.json)
 
 
 if __name__ == "__main__":

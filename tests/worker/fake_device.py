@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from helpers import wait_until
 
 from symphony.status import InvalidRequest
 from worker.definition import Definition, load_definition
@@ -109,3 +111,16 @@ def runner(device: FakeDevice, *definitions: Definition) -> DeviceRunner:
 def xs(a: float, b: float = 0.0) -> dict[str, Any]:
     """Inputs of one request."""
     return {"x": np.array([a, b], dtype=np.float32)}
+
+
+@contextmanager
+def executor(device: FakeDevice, *definitions: Definition, **options: Any) -> Iterator[Executor]:
+    """A started executor on the device, with ``double`` where no definitions are given."""
+    made = Executor(lambda: device, definitions or [definition()], **options)
+    made.start()
+    try:
+        wait_until(lambda: made.ready() is not None)
+        yield made
+    finally:
+        device.gate.set()
+        assert made.close()

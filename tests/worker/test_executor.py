@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_device import FakeDevice, definition, double
+from fake_device import FakeDevice, definition, double, executor
 from helpers import wait_until
 
 from symphony import tensors
 from symphony.status import Status
 from worker.batch import Batch, Payload
-from worker.definition import Definition, DefinitionError
+from worker.definition import DefinitionError
 from worker.device import DeviceError, DeviceLost, open_device
 from worker.executor import Executor
 from worker.holdings import Ready
-
-
-@contextmanager
-def executor(device: FakeDevice, *definitions: Definition) -> Iterator[Executor]:
-    made = Executor(lambda: device, definitions or [definition()])
-    made.start()
-    try:
-        wait_until(lambda: made.ready() is not None)
-        yield made
-    finally:
-        device.gate.set()
-        assert made.close()
 
 
 def batch(*values: Any, names: tuple[str, ...] = ("x",), model: str = "double") -> Batch:

@@ -6,13 +6,11 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_device import FakeDevice, definition, double
+from fake_device import FakeDevice, definition, double, executor
 from helpers import wait_until
 
 from symphony import tensors
@@ -26,18 +24,6 @@ from worker.lifecycle import Change, State
 from worker.versions import SETTLE_NS, Versions, fingerprint
 
 MB = 1 << 20
-
-
-@contextmanager
-def executor(device: FakeDevice, *definitions: Definition, **options: Any) -> Iterator[Executor]:
-    made = Executor(lambda: device, definitions or [definition()], **options)
-    made.start()
-    try:
-        wait_until(lambda: made.ready() is not None)
-        yield made
-    finally:
-        device.gate.set()
-        assert made.close()
 
 
 def batch(value: float, model: str = "double") -> Batch:
