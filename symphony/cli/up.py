@@ -186,6 +186,9 @@ class Up:
             match event:
                 case Died():
                     say(f"  {event.name:<10} {event.how}; starting it again in {event.pause_ns / _S:g} s")
+                case GaveUp() if self._scaling is not None and self._scaling.started(event.name):
+                    # The cluster is what it was before; the autoscaler sees that the GPU does not come.
+                    say(f"  {_last_words(event)}")
                 case GaveUp():
                     self._failure = event
                 case Started(first=False):

@@ -75,6 +75,10 @@ class LocalScaling:
         self._newest = given
         return True
 
+    def started(self, name: str) -> bool:
+        """Whether that worker was started here and not by the configuration."""
+        return name in self._workers and all(name != worker.id for worker in self._config.workers)
+
     # -- what the actuator asks of it ------------------------------------------------------------
 
     def processes(self) -> Collection[Process]:
