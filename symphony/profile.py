@@ -153,15 +153,7 @@ class Profile:
         Raises:
             ProfileError: the file is missing, unreadable or no profile; the file is named.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise ProfileError(f"cannot read the profile {path}: {reason}") from None
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ProfileError(f"{path}: neither JSON nor YAML") from None
+        value = read_map(path)
         try:
             if isinstance(value, dict) and value.get("format") == "symphony-profile-2":
                 from symphony.profile_file import ProfileFile  # which imports this module
@@ -218,6 +210,19 @@ class Profile:
             Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise ProfileError(f"cannot write the profile {path}: {error.strerror}") from None
+
+
+def read_map(path: str | Path) -> Any:
+    """What a JSON or YAML file holds. Raises ProfileError, with the file's name."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ProfileError(f"cannot read the profile {path}: {reason}") from None
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):  # a day that does not exist is a ValueError
+        raise ProfileError(f"{path}: neither JSON nor YAML") from None
 
 
 def _check_max_batch(max_batch: object) -> None:

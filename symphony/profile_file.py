@@ -20,18 +20,24 @@ more and may be missing: see :class:`ProfileFile` and :class:`BatchFigures`.
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from symphony.profile import MAX_BATCH, Profile, ProfileError
+from symphony.profile import MAX_BATCH, Profile, ProfileError, read_map
 
 FORMAT: Final = "symphony-profile-2"
 FALL: Final = 0.1
 """A fall of this share between two measured sizes, or of twice the stated spread, is noise or a size that the
 hardware likes; the table is levelled out. What falls by more was measured wrong."""
+
+
+def _as_text(value: Any) -> Any:
+    """YAML makes a moment of what is not quoted."""
+    return value.isoformat() if isinstance(value, date) else value
+
 
 _Ms = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _PositiveMs = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -76,7 +82,7 @@ class ProfileFile(BaseModel):
     device: str
     precision: Literal["fp32", "fp16", "bf16"]
     torch: str
-    measured_at: str
+    measured_at: Annotated[str, BeforeValidator(_as_text)]
     weights_mb: _Ms
     load_ms: _Ms
     batches: Annotated[list[BatchFigures], Field(min_length=1)]
@@ -179,16 +185,3 @@ class ProfileFile(BaseModel):
     def as_map(self) -> dict[str, Any]:
         """Plain values, without what is not known."""
         return self.model_dump(mode="json", exclude_none=True)
-
-
-def read_map(path: str | Path) -> Any:
-    """What a JSON or YAML file holds. Raises ProfileError, with the file's name."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ProfileError(f"cannot read the profile {path}: {reason}") from None
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ProfileError(f"{path}: neither JSON nor YAML") from None

@@ -38,8 +38,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from symphony.control import MAX_SLO_MS, ModelSpec, TensorSpec
 from symphony.messages import Name
-from symphony.profile import Profile, ProfileError
-from symphony.profile_file import FORMAT, ProfileFile, read_map
+from symphony.profile import Profile, ProfileError, read_map
+from symphony.profile_file import FORMAT, ProfileFile
 from symphony.status import SymphonyError
 from symphony.tensors import BYTES, DTYPES
 from worker import zoo

@@ -114,6 +114,7 @@ def test_load_of_points_in_yaml(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "neither JSON nor YAML"),
+        ("format: 2026-02-31", "neither JSON nor YAML"),
         ("[1, 2]", "no profile"),
         ("format: other", "no profile"),
         (f"format: {FORMAT}", "one of 'latency_ns' and 'latency_ms'"),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import symphony.profile
+import symphony.profile_file
 from symphony.profile import Profile, ProfileError
 from symphony.profile_file import FORMAT, ProfileFile
 
@@ -33,6 +37,15 @@ def changed(*times: float, spread: float = 0.05) -> ProfileFile:
         for b, t in enumerate(times, 1)
     ]
     return ProfileFile.parse(LEAST | {"batches": batches})
+
+
+@pytest.mark.parametrize("module", [symphony.profile, symphony.profile_file])
+def test_the_example_that_the_documentation_gives_can_be_loaded(module: Any, tmp_path: Path) -> None:
+    example = re.search(r"one map::\n\n((?: {4}.*\n)+)", module.__doc__)
+    assert example is not None
+    file = tmp_path / "example.yaml"
+    file.write_text(textwrap.dedent(example[1]))
+    assert Profile.load(file).latency_ns[0] > 0
 
 
 def test_the_fields_that_every_file_holds_suffice(tmp_path: Path) -> None:
