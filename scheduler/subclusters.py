@@ -64,7 +64,11 @@ class SubClusters:
         Raises:
             KeyError, TypeError, ValueError: it is no such message.
         """
-        known = self._shards.setdefault(shard, _Shard())
+        known = self._shards.get(shard)
+        if known is None:
+            # An actuator takes a number that it knows for a request that it has carried out, so what this
+            # leader asks for is never numbered like what one before it has asked for: at most one a second.
+            known = self._shards[shard] = _Shard(state=State(sequence=max(0, int(body["at"])) // 1_000_000))
         entries = {str(name): entry for name, entry in body["models"].items()}
         counted = {key: sum(int(entry[key]) for entry in entries.values()) for key in COUNTERS}
         at, before, since = int(body["at"]), known.counted, known.at

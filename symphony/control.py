@@ -242,9 +242,10 @@ class ScaleDecision(_Message):
     """On topic ``decision.<shard>``: what the leader decided about the GPUs of a shard's sub-cluster.
 
     ``epoch`` and ``leader`` tell whose decision it is: an older epoch's is refused. ``sequence`` counts
-    the shard's decisions of that leader; with the epoch it is the idempotency key of what an actuator is
-    asked for. Counts are GPUs by type: ``planned`` by the rule now, ``requested`` from the actuator (with
-    this decision), ``observed`` as members, ready or loading. ``drain``: numbers of GPUs that leave.
+    the requests about that shard from the cluster time in ms at which the leader began; with epoch and shard
+    it is the idempotency key of what an actuator is asked for. Counts are GPUs by type: ``planned`` by the
+    rule now, ``requested`` from the actuator (with this decision), ``observed`` as members, ready or loading.
+    ``drain``: numbers of GPUs that leave.
     ``attempt``: 1, or more if the same is asked for again. ``numbers``: what the rule looked at.
     """
 

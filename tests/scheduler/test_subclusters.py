@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from scheduler.actuators.base import Outcome
+from scheduler.actuators.base import Outcome, request_of
 from scheduler.subclusters import SubClusters
 from symphony.control import Member, ModelSpec, ScaleDecision
 from symphony.plans import ClusterPlan, Group, PlanStamp
@@ -65,6 +65,20 @@ def test_more_load_asks_for_more_gpus_once() -> None:
     assert (first[0].shard, first[0].leader, first[0].epoch) == ("shard-0", "shard-0", 0)
     world.gpus = first[0].requested["t"]
     assert world.run(800) == []
+
+
+def test_another_leaders_requests_are_no_repetition_of_the_first_ones() -> None:
+    """Without epochs numbers are all that tells them apart, and what an actuator knows it does not do."""
+    world = World()
+    world.run(350)
+    first = world.run(800, 4)
+    world.scaling = SubClusters("shard-0", SETTINGS)
+    second = [*world.run(350), *world.run(800, 4)]
+    asked = [request_of(decision).key for decision in first + second]
+    assert first
+    assert second
+    assert len(set(asked)) == len(asked)
+    assert second[0].sequence > first[-1].sequence
 
 
 def test_while_a_plan_is_on_its_way_nothing_is_decided_and_afterwards_it_is() -> None:
