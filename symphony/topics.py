@@ -103,20 +103,19 @@ def to_json(body: Body) -> dict[str, Any]:
         for batch in batches:
             batch["model"] = body.models[batch["model"]]
         return {"worker": body.worker, "sequence": body.sequence, "batches": batches}
-    if isinstance(body, dict):
-        plain: dict[str, Any] = _plain(body)
-        return plain
-    shown: dict[str, Any] = _plain(body.model_dump(exclude={"type", "v"}))
+    values = body if isinstance(body, dict) else body.model_dump(exclude={"type", "v"})
+    shown: dict[str, Any] = plain(values)
     return shown
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
+def plain(value: Any, depth: int = 0) -> Any:
+    """What JSON can hold: null for infinity and NaN, hex for bytes, and nothing nested too deep."""
     if depth > MAX_DEPTH:
         return "…"
     if isinstance(value, dict):
-        return {str(key): _plain(entry, depth + 1) for key, entry in value.items()}
+        return {str(key): plain(entry, depth + 1) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_plain(entry, depth + 1) for entry in value]
+        return [plain(entry, depth + 1) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None  # JSON has no such number
     if isinstance(value, str | int | float | bool | None):

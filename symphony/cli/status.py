@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from symphony.config import load_config
 from symphony.control import GpuInfo, Member, ModelSpec, Snapshot
 from symphony.plans import ClusterPlan
 from symphony.snapshot import fetch_snapshot
+from symphony.topics import plain
 
 MOST_MODELS: Final = 40
 _SHOWN: Final = frozenset(("v", "at", "models", "gpus", "busy_share", "lateness_p99_us"))
@@ -43,7 +45,7 @@ def command(path: Path | None, registry: str | None, timeout: float, as_json: bo
     endpoint = registry or load_config(path).registry
     snapshot = fetch_snapshot(endpoint, timeout)
     if as_json:
-        click.echo(json.dumps(as_object(endpoint, snapshot)))
+        click.echo(json.dumps(plain(as_object(endpoint, snapshot))))
         return
     console = Console()
     if not console.is_terminal:
@@ -163,7 +165,7 @@ def _load(shards: dict[str, dict[str, Any]], plan: ClusterPlan | None) -> Table:
             for key in ("offered", "good", "late", "dropped", "queued", "batches")
         }
         served = total["good"] + total["late"]
-        spread = sum((_number(e, "rate_cv") * _number(e, "rate")) ** 2 for e in entries) ** 0.5
+        spread = math.hypot(*(_number(e, "rate_cv") * _number(e, "rate") for e in entries))
         route = {} if plan is None else plan.routes.get(name, {})
         _row(
             table,
@@ -187,8 +189,15 @@ def _models(stats: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _number(entry: dict[str, Any], key: str) -> float:
+    return _told(entry, key) or 0.0
+
+
+def _told(entry: dict[str, Any], key: str) -> float | None:
+    """The number under ``key``; None where it is none: members may put anything into their statistics."""
     value = entry.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def _some(names: list[str], most: int) -> str:
@@ -229,16 +238,18 @@ def _telemetry(read: Any) -> str:
         return ""
     if read.get("absent"):
         return f" (no telemetry: {read['absent']})"
-    share = read.get("utilization")
+    share = _told(read, "utilization")
     said = [] if share is None else [f"{share:.0%} busy"]
-    if read.get("memory_total_mb"):
-        said.append(f"{read.get('memory_used_mb')} of {read['memory_total_mb']} MB")
+    if _number(read, "memory_total_mb"):
+        said.append(f"{_number(read, 'memory_used_mb'):.0f} of {_number(read, 'memory_total_mb'):.0f} MB")
     units = {"temperature_c": "°C", "power_w": "W", "sm_mhz": "MHz"}
-    said += [f"{read[key]:.0f} {unit}" for key, unit in units.items() if read.get(key) is not None]
-    slowed = [reason for reason in read.get("throttle") or [] if reason != "idle"]
+    found = [(_told(read, key), unit) for key, unit in units.items()]
+    said += [f"{value:.0f} {unit}" for value, unit in found if value is not None]
+    throttle = read.get("throttle")
+    slowed = [str(reason) for reason in throttle if reason != "idle"] if isinstance(throttle, list) else []
     said += [f"throttled: {', '.join(slowed)}"] if slowed else []
-    errors = read.get("ecc_uncorrected")
-    said += [f"{errors} uncorrected ECC errors"] if errors else []
+    errors = _number(read, "ecc_uncorrected")
+    said += [f"{errors:.0f} uncorrected ECC errors"] if errors else []
     return f" ({', '.join(said)})" if said else ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import click.testing
@@ -54,6 +55,37 @@ def test_tables_and_json_show_the_same_cluster() -> None:
     for piece in ("3 members, 1 models", "GPU 0–1 (a100), GPU 5 (a100) for shard-0", "x FP32[3]", "queued"):
         assert piece in text
     assert "a100 (1–2.5 ms)" in text
+
+
+ODD: dict[str, Any] = {
+    "gpu": {
+        "utilization": "87 %",
+        "memory_total_mb": [1],
+        "temperature_c": True,
+        "power_w": math.inf,
+        "throttle": 5,
+        "ecc_uncorrected": "none",
+    },
+    "versions": 5,
+    "models": {"net": {"rate": 1e300, "rate_cv": 1e300, "offered": math.nan, "batches": "x"}, "other": 3},
+    "gpus": "eight",
+    "busy_share": None,
+    "lateness_p99_us": -math.inf,
+    "loop": [math.nan],
+}
+
+
+def test_whatever_members_say_of_themselves_can_be_shown() -> None:
+    with running_broker() as broker, nodes_of(broker) as nodes:
+        shard = nodes.add("shard-0", "scheduler", models=["net"])
+        worker = nodes.add("w", gpus=[{"number": 0, "type": "a100"}], shard="shard-0", models=["net"])
+        for node in (shard, worker):
+            node.membership.set_stats(ODD)
+        nodes.until(lambda: sum(bool(m.stats) for m in fetch_snapshot(broker.registry).members) == 2)
+        shown = json.loads(status("--json", "--registry", broker.registry), parse_constant=pytest.fail)
+        text = status("--registry", broker.registry)
+    assert shown["shards"]["shard-0"]["models"]["net"]["offered"] is None
+    assert "GPU 0 (a100) for shard-0" in text
 
 
 def test_an_empty_cluster_is_no_error() -> None:
