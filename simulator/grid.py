@@ -48,7 +48,7 @@ NEAR = (-0.08, -0.06, -0.045, -0.03, -0.02, -0.01, 0.0, 0.01, 0.02, 0.03, 0.045,
 """Rates around its end at which a policy that is not behind is run, too."""
 LOWEST = 0.01
 """Shares of the fluid ideal below this count as nothing."""
-OWN = ("adaptive", "plans", "rules", "rehearsal")
+OWN = ("adaptive", "plans", "rules", "recording", "rehearsal")
 """Modules of the core that only ``adaptive`` uses."""
 BEHIND = 0.95
 """A policy below this share of the cell's best is found to ``COARSE`` only."""

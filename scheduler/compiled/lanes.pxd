@@ -44,6 +44,7 @@ cdef class Lanes:
     cdef public long long[::1] tape_deadline
     cdef public long long[::1] lane_early
     cdef public long long[::1] lane_guard
+    cdef public long long[::1] lane_cushion
     cdef public long long[::1] lane_open
     cdef public Heap pending
     cdef public list ready
@@ -59,7 +60,7 @@ cdef class Lanes:
     cdef void _gather(self, long long lane, long long now) noexcept
     cdef long long _form(self, long long lane, long long at, long long now, long long free, long long margin) noexcept
     cdef void _firm(self, long long lane) noexcept
-    cpdef plan_lane(self, long long lane, long long early, long long guard, long long target)
+    cpdef plan_lane(self, long long lane, long long early, long long guard, long long target, long long cushion)
     cdef void _firm_all(self) noexcept
     cdef bint _restage(self, long long lane, long long now) noexcept
     @cython.locals(ready=Heap)

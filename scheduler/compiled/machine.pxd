@@ -7,8 +7,8 @@ from scheduler.compiled.queues cimport Queues
 from scheduler.compiled.fleet cimport Fleet
 from scheduler.compiled cimport plain
 from scheduler.compiled.limits cimport (
-    AHEAD, BASE, DEPTH, DUPLICATE, FIELDS, FULL, LAST, MASK, NEVER, OUT_OF_RANGE, PLAIN, PRIORITIES, STOP, TAIL,
-    UNKNOWN, UNSERVED, UNTIL,
+    AHEAD, BASE, DEPTH, DUPLICATE, FIELDS, FULL, LAST, LONGEST, MASK, NEVER, OUT_OF_RANGE, PLAIN, PRIORITIES, STOP,
+    TAIL, UNKNOWN, UNSERVED, UNTIL,
 )
 
 
@@ -33,6 +33,8 @@ cdef class Core(Fleet):
     cpdef complete(self, long long now, gpu, batch, finished)
     cpdef report(self, long long now, long long gpu, long long batch, long long finished)
     cdef void _give_back(self, long long now, long long which, long long batch, long long ended) noexcept
+    @cython.locals(i="long long", length="long long", took="long long", over="long long")
+    cdef void _note_length(self, long long which, long long batch, long long ended) noexcept
     cpdef advance(self, long long now)
     @cython.locals(ready=Heap, pending=Heap)
     cpdef long long next_wakeup(self) except? -1

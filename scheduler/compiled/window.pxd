@@ -17,6 +17,9 @@ cdef class Window(Lanes):
     cdef public long long batches
     cdef public long long clock_steps
     cdef public long long submitted
+    cdef public long long ran
+    cdef public long long ran_over
+    cdef public long long ran_squares
     cdef public long long strange_completions
     cdef public Gpus gpus
     cdef public Actions actions

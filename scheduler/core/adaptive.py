@@ -10,13 +10,15 @@ piece of a rehearsal, every half second for the plan (:mod:`scheduler.core.plans
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from .limits import SAMPLE_NS, SAMPLES, TAPE, TYPES
+from .limits import SAMPLE_NS, TYPES
 from .plans import Floats, Ints, Load, Plan, make_plan
-from .rehearsal import Columns, Losses, Rehearsal, Scene, Stand, scene_of
+from .recording import Columns, Recorder
+from .rehearsal import Lengths, Losses, Rehearsal, Scene, Stand, scene_of
 from .rules import RULES, Follower, Idle, Told, install, live_gpus, spare, thresholds, view
 
 if TYPE_CHECKING:
@@ -28,16 +30,10 @@ FIRST_NS: Final = 100_000_000
 SHORTEST_NS: Final = 1_000_000
 MEMORY: Final = 4.0
 """Time constant of the idle share, in mean latency budgets."""
-CHUNK_NS: Final = 200_000_000
-"""Arrivals of so long are rehearsed in one piece, if they are no more than ``TAPE``."""
-BACKLOG: Final = 16
-"""Pieces that wait for their rehearsal before recording stops."""
 WINDOW: Final = 8.0
 """Recording goes on for so many mean latency budgets at least, unless too many pieces wait."""
-FREE: Final = 40_000
-"""Requests per second that are rehearsed whatever the load, over all rules."""
-SHARE: Final = 0.25
-"""And beyond these, so many for each request that comes."""
+STEP_NS: Final = 2_000_000
+"""Between two looks while there is something to rehearse."""
 
 
 class Tuner:
@@ -50,25 +46,29 @@ class Tuner:
     def __init__(self, dial: float = 0.0) -> None:
         self.dial = dial
         self.idle = Idle()
+        self.work = 0
         self.plan_at = -1
         self.wait_ns = FIRST_NS
         self.plan: Plan | None = None
         self.row: Ints = np.empty(0, np.int64)
         self.losses = Losses(len(RULES))
-        self.recorder = Recorder()
+        self.recorder = Recorder(len(RULES))
         self.told = Told()
         self.rehearsal: Rehearsal | None = None
         self.scene: Scene | None = None
-        self.longest_ns = 0.0
+        self.lengths = Lengths()
 
     def tune(self, core: Window, now: int) -> int:
         """Bring the core's numbers up to date; returns when that is due next."""
         gpus = live_gpus(core)
         due = self.look(now, core.work, gpus)
         core.work = 0
-        found = observe(core, now, gpus) if due else None
-        if found is not None:
-            self.adopt(*found, scene_of(core))
+        if due:
+            self.lengths.note(core.ran, core.ran_over, core.ran_squares)
+            core.ran = core.ran_over = core.ran_squares = 0
+            found = observe(core, now, gpus)
+            if found is not None:
+                self.adopt(*found, scene_of(core))
         if self.plan is not None:
             core.tape_room = self.rehearse(now, core.submitted, tape(core))
             core.taped = 0
@@ -76,11 +76,19 @@ class Tuner:
                 core.gpus.guard_ns = self.plan.guard_ns
                 core.gpus.spare = spare(self.plan, gpus)
                 install(core, self.row, thresholds(self.told.rule, self.plan, self.told.pressed))
-        return self.idle.next_look()
+        return self.next_look(now)
+
+    def next_look(self, now: int) -> int:
+        """When :meth:`tune` is due next."""
+        waits = self.rehearsal is not None and self.rehearsal.pieces
+        return min(self.idle.next_look(), now + STEP_NS) if waits else self.idle.next_look()
 
     def look(self, now: int, work_ns: int, gpus: int) -> bool:
         """Note the work that was given out since the last look; returns whether a plan is due."""
-        self.idle.note(now, work_ns, gpus)
+        self.work += work_ns
+        if self.idle.seen < 0 or now >= self.idle.next_look():
+            self.idle.note(now, self.work, gpus)
+            self.work = 0
         if self.plan_at < 0:
             self.plan_at = now + FIRST_NS
         if now < self.plan_at:
@@ -91,13 +99,14 @@ class Tuner:
 
     def adopt(self, load: Load, row: Ints, scene: Scene) -> Plan:
         """Plan for this load from now on. ``row``: per model number its row in the load, or -1."""
+        load = replace(load, dispersion=self.recorder.dispersion.value, spread=self.lengths.spread)
         plan = make_plan(load, self.dial)
         weight = float(load.rate.sum())
         mean = float((load.rate * load.budget).sum()) / weight
         self.idle.memory_ns = max(SHORTEST_NS, int(MEMORY * mean * 1e9))
         self.recorder.window_ns = int(WINDOW * mean * 1e9)
+        self.recorder.models = max((model[0] for model in scene.models), default=-1) + 1
         self.plan, self.row = plan, row
-        self.longest_ns = float(load.latency(plan.full).max()) * 1e9
         if self.scene is None or not scene.like(self.scene):
             self.scene = scene
             self.rehearsal = Rehearsal(len(RULES), self.stand)
@@ -106,17 +115,21 @@ class Tuner:
     def stand(self, rule: int) -> Stand:
         """A rule's stand in the present scene."""
         assert self.scene is not None
-        return Stand(self.scene, Follower(rule), self.longest_ns)
+        return Stand(self.scene, Follower(rule), self.lengths.ppm)
 
     def rehearse(self, now: int, submitted: int, tape: Columns) -> int:
         """Take what was recorded, rehearse a piece; returns how much to record until the next look."""
         rehearsal = self.rehearsal
         if rehearsal is None:
             return 0
-        for chunk in self.recorder.take(now, submitted, tape, len(rehearsal.chunks)):
-            rehearsal.record(chunk)
+        for piece in self.recorder.take(now, submitted, tape, len(rehearsal.pieces)):
+            rehearsal.record(piece)
+        if not rehearsal.pieces:
+            made = self.recorder.more()
+            if made is not None:
+                rehearsal.record(made)
         stand = rehearsal.stands[rehearsal.turn]
-        if stand is not None and rehearsal.chunks:
+        if stand is not None and rehearsal.pieces:
             follower: Follower = stand.core.tuner  # type: ignore[assignment]
             follower.plan, follower.row = self.plan, self.row
             follower.idle.memory_ns = self.idle.memory_ns
@@ -131,53 +144,6 @@ def tape(core: Window) -> Columns:
     return view(core.tape_at)[:n].copy(), model, view(core.tape_deadline)[:n].copy()
 
 
-class Recorder:
-    """When arrivals are recorded: always, if they are few; else so often that rehearsing them stays cheap.
-
-    ``room``: how many to record until the next look. ``window_ns``: for how long at a time, at least.
-    """
-
-    def __init__(self) -> None:
-        self.room = 0
-        self.window_ns = 0
-        self.credit = 0.0
-        self.seen = -1
-        self.submitted = 0
-        self.since = -1
-        self.parts: list[Columns] = []
-
-    def take(self, now: int, submitted: int, tape: Columns, waiting: int) -> list[Columns]:
-        """What is complete of the recorded arrivals, in pieces; ``waiting``: pieces not yet rehearsed."""
-        if self.seen >= 0:
-            self.credit += FREE * (now - self.seen) / 1e9 + SHARE * (submitted - self.submitted)
-            self.credit = min(self.credit, float(FREE))
-        self.seen, self.submitted = now, submitted
-        n = len(tape[0])
-        if n:
-            self.credit -= len(RULES) * n
-            self.parts.append(tape)
-        cut = n > 0 and n >= self.room
-        size = sum(len(part[0]) for part in self.parts)
-        done: list[Columns] = []
-        if self.room and self.since >= 0 and now - self.since >= self.window_ns and self.credit < 0:
-            cut = True
-        if size and (cut or size >= TAPE or now - int(self.parts[0][0][0]) >= CHUNK_NS):
-            done.append(_joined(self.parts))
-            self.parts = []
-        if cut or waiting + len(done) >= BACKLOG:
-            self.room = 0
-            self.since = -1
-        if self.room == 0 and self.credit >= 0 and waiting + len(done) == 0:
-            self.since = now
-            self.room = TAPE
-        return done
-
-
-def _joined(parts: list[Columns]) -> Columns:
-    at, model, deadline = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return at, model, deadline
-
-
 def observe(core: Window, now: int, gpus: int) -> tuple[Load, Ints] | None:
     """What the core has seen: the load, and per model number its row in it (-1: none).
 
@@ -185,7 +151,6 @@ def observe(core: Window, now: int, gpus: int) -> tuple[Load, Ints] | None:
     """
     meter = core.meter
     sample = now // SAMPLE_NS
-    lanes = []
     row_of: dict[int, int] = {}
     rate: list[float] = []
     for lane in range(core.queues.lanes):
@@ -200,10 +165,9 @@ def observe(core: Window, now: int, gpus: int) -> tuple[Load, Ints] | None:
             row_of[model] = len(rate)
             rate.append(0.0)
         rate[row_of[model]] += meter.total[lane] * 1e9 / window
-        lanes.append(lane)
-    if not lanes or gpus == 0:
+    if not row_of or gpus == 0:
         return None
-    at, most, budget, tables = [], [], [], []
+    at, most, budget, margin, tables = [], [], [], [], []
     places: dict[tuple[tuple[int, int], ...], int] = {}
     length = 0
     for model in row_of:
@@ -216,8 +180,8 @@ def observe(core: Window, now: int, gpus: int) -> tuple[Load, Ints] | None:
         at.append(places[mix])
         most.append(largest)
         kind = core.fast[model]
-        lost = core.result + core.control + core.margin + core.type_margin[kind]
-        budget.append((core.models.slo[model] - lost) / 1e9)
+        margin.append(core.margin + core.type_margin[kind])
+        budget.append((core.models.slo[model] - core.result - core.control - margin[-1]) / 1e9)
     load = Load(
         np.maximum(np.array(rate), 1e-3),
         np.array(budget),
@@ -226,7 +190,8 @@ def observe(core: Window, now: int, gpus: int) -> tuple[Load, Ints] | None:
         np.concatenate(tables),
         core.data / 1e9,
         gpus,
-        _dispersion(core, np.array(lanes, np.int64), sample),
+        1.0,
+        margin=np.array(margin) / 1e9,
     )
     row = np.full(core.models.capacity, -1, np.int64)
     row[list(row_of)] = np.arange(len(row_of))
@@ -250,17 +215,3 @@ def _mean_table(core: Window, mix: tuple[tuple[int, int], ...], largest: int) ->
     for table, count in mix:
         total += count * latency[table + 1 : table + 1 + largest]
     return np.asarray(total / (1e9 * sum(count for _, count in mix)))
-
-
-def _dispersion(core: Window, lanes: Ints, sample: int) -> float:
-    """Index of dispersion of the arrivals per sample: variance / mean, over all lanes' samples."""
-    counts = np.frombuffer(memoryview(core.meter.counts), np.int32)
-    counts = counts[: core.meter.lanes * SAMPLES].reshape(-1, SAMPLES)[lanes].astype(np.float64)
-    first = view(core.meter.first)[lanes]
-    known = np.minimum(sample - first, SAMPLES)
-    total = counts.sum(axis=1)
-    # Samples before the first one are zero and no observations.
-    squares = (counts * counts).sum(axis=1) - total * total / known
-    inside = known >= 2
-    offered = float((total[inside] * (known[inside] - 1) / known[inside]).sum())
-    return float(squares[inside].sum()) / offered if offered > 0 else 1.0

@@ -28,6 +28,7 @@ from .limits import (
     FIELDS,
     FULL,
     LAST,
+    LONGEST,
     MASK,
     NEVER,
     OUT_OF_RANGE,
@@ -316,8 +317,27 @@ class Core(Fleet):
     def _give_back(self, now: int, which: int, batch: int, ended: int) -> None:
         if ended > now or ended < 0:
             ended = now
+        if self.tuner is not None and which < self.gpus.capacity:
+            self._note_length(which, batch, ended)
         if which >= self.gpus.capacity or not self.gpus.give_back(which, batch, ended, now):
             self.strange_completions += 1
+
+    def _note_length(self, which: int, batch: int, ended: int) -> None:
+        """Add up, for the slow loop, by how much of its length (in 2^-20) the batch ended after it should."""
+        gpus = self.gpus
+        i = which * DEPTH + gpus.out_head[which]
+        length = gpus.out_len[i]
+        if gpus.out_count[which] == 0 or gpus.out_batch[i] != batch or not 0 < length < LONGEST >> 8:
+            return
+        took = ended - gpus.out_exec[i]
+        if took < 0:
+            took = 0
+        if took > 2 * length:
+            took = 2 * length
+        over = (took << 20) // length - (1 << 20)
+        self.ran += 1
+        self.ran_over += over
+        self.ran_squares += over * over
 
     def advance(self, now: int) -> None:
         """Time has passed: open windows, drop what expired, dispatch."""

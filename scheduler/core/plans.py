@@ -31,6 +31,8 @@ BURST: Final = 4.0
 """Standard deviations, beyond those of Poisson arrivals, that count as a burst within a budget."""
 GUARDED: Final = 2.0
 """Standard deviations of the jobs of tight models that the guard keeps GPUs for."""
+SURE: Final = 2.6
+"""Standard deviations of a full batch's length that margin and cushion are together."""
 LOSS: Final = 0.01
 """Share of bad requests that the drop target is chosen for."""
 
@@ -41,7 +43,8 @@ class Load:
 
     rate: requests/s. budget, data: s, latency budget and time per request before a batch starts.
     at, most: where the model's l(1) … l(most) begin in ``table`` (s). gpus: how many. dispersion: index
-    of dispersion of the arrivals.
+    of dispersion of the arrivals. spread: standard deviation of a batch's end, as a share of its length.
+    margin: s that are kept free before every deadline for that and anything else.
     """
 
     rate: Floats
@@ -52,6 +55,8 @@ class Load:
     data: float
     gpus: int
     dispersion: float
+    spread: float = 0.0
+    margin: Floats | float = 0.0
 
     def latency(self, batch: Ints) -> Floats:
         """l(batch) per model in s."""
@@ -68,7 +73,8 @@ class Load:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Per model: ``full`` and ``sustain``, batch sizes; ``waits``; ``guard`` K; two targets of the window
-    drop, ``target`` after the dispersion and ``usual``, that of the other policies.
+    drop, ``target`` after the dispersion and ``usual``, that of the other policies; ``cushion``, ns that are
+    kept free beyond the margin where that costs no request.
 
     guard_ns: a GPU that is free within that time counts as free for the guard. gpus: early starts are
     for so many GPUs only. scale: the largest y such that the GPUs carry y times the rates.
@@ -80,6 +86,7 @@ class Plan:
     target: Ints
     usual: Ints
     guard: Ints
+    cushion: Ints
     guard_ns: int
     gpus: int
     scale: float
@@ -215,8 +222,18 @@ def make_plan(load: Load, dial: float = 0.0) -> Plan:
     worth = np.minimum(worth, sustaining(load, shared / (1.0 + surge)))
     sustain = np.minimum(np.maximum(sustaining(load, BUSY * shared), worth), full)
     guard, guard_ns = _guard(load, sustain, one)
+    cushion = np.maximum(SURE * load.spread * load.latency(full) - load.margin, 0.0)
     return Plan(
-        full, sustain, waits, drop_target(load, fluid), usual_target(load), guard, guard_ns, gpus, scale
+        full,
+        sustain,
+        waits,
+        drop_target(load, fluid),
+        usual_target(load),
+        guard,
+        (1e9 * cushion).astype(np.int64),
+        guard_ns,
+        gpus,
+        scale,
     )
 
 

@@ -10,7 +10,7 @@ Nothing here reads a clock or draws at random.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Final
@@ -19,18 +19,23 @@ import numpy as np
 import numpy.typing as npt
 
 from .limits import LIVE
+from .recording import Ints, Piece
 
 if TYPE_CHECKING:
     from .window import Window
 
-Ints = npt.NDArray[np.int64]
-Columns = tuple[Ints, npt.NDArray[np.uint32], Ints]
-"""Arrivals: when, model, deadline."""
-
+BEGIN_NS: Final = 1_000_000_000
+"""When a rehearsal begins in its own time; a core knows no time before 0."""
+SLICE: Final = 256
+"""Requests that are rehearsed per step, at most."""
+BUILT: Final = 64
+"""Models, and four times as many GPUs, that are set up per step."""
 DRAWS: Final = 1024
 """Lengths of batches repeat after so many; a power of two."""
-LEARNED: Final = 1.645
-"""Standard deviations from the mean to the 95th percentile."""
+REMEMBERED: Final = 0.9
+"""Of what was known of the lengths of batches, what still counts half a second later."""
+WILDEST: Final = 0.2
+"""Standard deviations of lengths, as a share, that are rehearsed at most."""
 NOTICED_NS: Final = 100_000
 """Latencies and margins that differ by no more than this, and a quarter, need no new rehearsal."""
 MEMORY_S: Final = 10.0
@@ -72,23 +77,17 @@ class Scene:
 
 
 class Stand:
-    """One rule's own core, and what it has lost. Only ``core`` is to be touched from outside."""
+    """One rule's own core, and what it has lost. Only ``core`` is to be touched from outside.
 
-    def __init__(self, scene: Scene, tuner: Any, longest_ns: float) -> None:
+    It is set up in several steps: the iterator ``building`` ends when it is done. ``length_ppm``: the
+    lengths of its batches, see :class:`Lengths`.
+    """
+
+    def __init__(self, scene: Scene, tuner: Any, length_ppm: Ints) -> None:
         from scheduler.select import core_class, replay_class  # they are built on this package
 
         core = core_class()("adaptive", scene.control, scene.data, scene.result, scene.margin)
         core.tuner = tuner
-        for number, slo, most, tables in scene.models:
-            core.add_model(number, slo, most)
-            for kind, table in tables:
-                core.set_profile(0, number, kind, np.frombuffer(table, np.int64).tolist())
-        for gpu, (kind, models) in enumerate(scene.gpus):
-            core.add_gpu(0, gpu, kind, None if models is None else sorted(models))
-        for kind, margin in scene.type_margins:
-            core.set_type_margin(kind, margin)
-        margin = scene.margin + max((m for _, m in scene.type_margins), default=0)
-        spread = min(0.2, margin / LEARNED / max(1.0, longest_ns))
         gpus = max(1, len(scene.gpus))
         self.core = core
         self.result = scene.result
@@ -100,17 +99,38 @@ class Stand:
             scene.control,
             0,
             np.zeros(DRAWS, np.int64),
-            _lengths(spread),
+            length_ppm,
         )
         self.given = 0
+        self.clock = BEGIN_NS
+        self.building = self._build(scene)
 
-    def play(self, columns: Columns) -> int:
-        """Give it arrivals, later than all before; returns the requests that turned out bad meanwhile."""
-        at, model, deadline = columns
-        n = len(at)
-        key = np.arange(self.given + 1, self.given + n + 1, dtype=np.uint64)
-        self.given += n
-        self.replay.run(at, model, deadline, key)
+    def _build(self, scene: Scene) -> Iterator[None]:
+        core = self.core
+        for i, (number, slo, most, tables) in enumerate(scene.models, 1):
+            core.add_model(number, slo, most)
+            for kind, table in tables:
+                core.set_profile(0, number, kind, np.frombuffer(table, np.int64).tolist())
+            if i % BUILT == 0:
+                yield
+        for gpu, (kind, models) in enumerate(scene.gpus):
+            core.add_gpu(0, gpu, kind, None if models is None else sorted(models))
+            if gpu % (4 * BUILT) == 4 * BUILT - 1:
+                yield
+        for kind, margin in scene.type_margins:
+            core.set_type_margin(kind, margin)
+
+    def play(self, piece: Piece, first: int, last: int) -> int:
+        """Give it these arrivals of a piece; returns the requests that turned out bad meanwhile.
+
+        With the piece's last ones its own time goes on to the piece's end.
+        """
+        cut = slice(first, last)
+        key = np.arange(self.given + 1, self.given + 1 + last - first, dtype=np.uint64)
+        self.given += last - first
+        self.replay.run(piece.at[cut] + self.clock, piece.model[cut], piece.deadline[cut] + self.clock, key)
+        if last == len(piece.at):
+            self.clock += piece.span
         out = self.core.actions.dispatches()
         end = np.frombuffer(memoryview(self.replay.end)[: self.replay.batches], np.int64)
         answered = np.repeat(end + self.result, np.frombuffer(out.size, np.int64))
@@ -120,14 +140,33 @@ class Stand:
         return bad
 
 
-def _lengths(spread: float) -> Ints:
-    """Lengths in millionths: normal around 1, the quantiles in an order that looks random but is fixed."""
-    normal = NormalDist()
-    golden = 0.5 * (5.0**0.5 - 1.0)
-    return np.array(
-        [round(1e6 * (1.0 + spread * normal.inv_cdf((i + 0.5) * golden % 1.0))) for i in range(DRAWS)],
-        np.int64,
-    )
+class Lengths:
+    """How batches' ends deviate from what was predicted, as a share of their lengths, and draws of it.
+
+    ``ppm``: lengths in millionths, normal with the mean and the deviation that were seen, the quantiles in an
+    order that looks random but is fixed; it changes in place. ``spread``: the deviation.
+    """
+
+    def __init__(self) -> None:
+        self.spread = 0.0
+        self.seen = 0.0
+        self.over = 0.0
+        self.squares = 0.0
+        self.ppm = np.full(DRAWS, 1_000_000, np.int64)
+        normal = NormalDist()
+        golden = 0.5 * (5.0**0.5 - 1.0)
+        self.quantiles = np.array([normal.inv_cdf((i + 0.5) * golden % 1.0) for i in range(DRAWS)])
+
+    def note(self, seen: int, over: int, squares: int) -> None:
+        """So many batches came back; sum, and sum of squares, of their delays in 2^-20 of a length."""
+        self.seen = REMEMBERED * self.seen + seen
+        self.over = REMEMBERED * self.over + over / 2**20
+        self.squares = REMEMBERED * self.squares + squares / 2**40
+        if self.seen >= 1.0:
+            mean = self.over / self.seen
+            self.spread = min(WILDEST, max(0.0, self.squares / self.seen - mean * mean) ** 0.5)
+            share = 1.0 + min(WILDEST, max(-WILDEST, mean)) + self.spread * self.quantiles
+            self.ppm[:] = np.rint(1e6 * np.maximum(share, 0.1))
 
 
 class Losses:
@@ -166,40 +205,46 @@ class Losses:
 
 
 class Rehearsal:
-    """All rules' stands for one scene, and the recorded arrivals that they have not played yet.
+    """All rules' stands for one scene, and the pieces of arrivals that they have not played yet.
 
-    A chunk is played by one rule per call of :meth:`step`, so that no call takes long.
+    A step is one rule's next few requests of the first piece, so that no step takes long.
     """
 
     def __init__(self, rules: int, make: Callable[[int], Stand]) -> None:
         self.make = make
         self.stands: list[Stand | None] = [None] * rules
-        self.chunks: list[Columns] = []
+        self.pieces: list[Piece] = []
         self.turn = 0
+        self.place = 0
         self.bad = np.zeros(rules)
-        self.until = -1
 
-    def record(self, columns: Columns) -> None:
-        """Arrivals that are to be rehearsed, later than all before."""
-        self.chunks.append(columns)
+    def record(self, piece: Piece) -> None:
+        """Arrivals that are to be rehearsed."""
+        self.pieces.append(piece)
 
     def step(self, losses: Losses) -> None:
-        """Let the next rule play the oldest chunk; when all have, it counts."""
-        if not self.chunks:
+        """Let the next rule go on with the first piece; when all have played it, it counts."""
+        if not self.pieces:
             return
-        chunk = self.chunks[0]
-        stand = self.stands[self.turn] or self.make(self.turn)
-        self.stands[self.turn] = stand
-        self.bad[self.turn] = stand.play(chunk)
+        stand = self.stands[self.turn]
+        if stand is None:
+            self.stands[self.turn] = self.make(self.turn)
+            return
+        for _ in stand.building:
+            return
+        piece = self.pieces[0]
+        last = min(len(piece.at), self.place + SLICE)
+        self.bad[self.turn] += stand.play(piece, self.place, last)
+        self.place = last
+        if last < len(piece.at):
+            return
+        self.place = 0
         self.turn += 1
         if self.turn == len(self.stands):
-            first, last = int(chunk[0][0]), int(chunk[0][-1])
-            if self.until < 0:
-                self.until = first
-            losses.add(self.bad, len(chunk[0]), max(0, last - max(self.until, first)) / 1e9)
-            self.until = last
+            losses.add(self.bad, len(piece.at), piece.seconds)
+            self.bad = np.zeros(len(self.stands))
             self.turn = 0
-            self.chunks.pop(0)
+            self.pieces.pop(0)
 
 
 def scene_of(core: Window) -> Scene:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from .limits import NEVER, PLANNED
+from .limits import NEVER, PLANNED, SAMPLE_NS
 from .plans import Ints, Plan
 
 if TYPE_CHECKING:
@@ -63,11 +63,12 @@ class Idle:
 @dataclass(frozen=True, slots=True)
 class Thresholds:
     """Per row of the plan: the queue from which a lane may start early, the GPUs that it must then leave
-    to others, and the drop target."""
+    to others, the drop target, and the cushion in ns."""
 
     early: Ints
     guard: Ints
     target: Ints
+    cushion: Ints
 
 
 def pressure(idle: float) -> int:
@@ -87,9 +88,9 @@ def thresholds(rule: int, plan: Plan, pressed: int) -> Thresholds:
     target = plan.target if drops == "burst" else plan.usual
     none = np.zeros_like(target)
     if start == "planned":
-        return Thresholds(planned_early(plan, pressed), plan.guard, target)
+        return Thresholds(planned_early(plan, pressed), plan.guard, target, plan.cushion)
     early = {"eager": none + 1, "target": plan.usual, "deferred": none + NEVER}[start]
-    return Thresholds(early, none, target)
+    return Thresholds(early, none, target, plan.cushion)
 
 
 def install(core: Window, row: Ints, told: Thresholds) -> None:
@@ -100,12 +101,12 @@ def install(core: Window, row: Ints, told: Thresholds) -> None:
     place = np.where(known, np.append(row, -1)[np.minimum(model, len(row))], -1)
     most = view(core.models.max_batch)[model]
     target = np.minimum(told.target[place], most)
-    early, guard = told.early[place], told.guard[place]
-    old = view(core.lane_early)[:lanes], view(core.lane_guard)[:lanes], view(core.lane_target)[:lanes]
-    same = (old[0] == early) & (old[1] == guard) & (old[2] == target)
+    early, guard, cushion = told.early[place], told.guard[place], told.cushion[place]
+    same = (view(core.lane_early)[:lanes] == early) & (view(core.lane_guard)[:lanes] == guard)
+    same &= (view(core.lane_target)[:lanes] == target) & (view(core.lane_cushion)[:lanes] == cushion)
     same &= view(core.lane_target_sample)[:lanes] == PLANNED
     for lane in np.flatnonzero((place >= 0) & ~same).tolist():
-        core.plan_lane(lane, int(early[lane]), int(guard[lane]), int(target[lane]))
+        core.plan_lane(lane, int(early[lane]), int(guard[lane]), int(target[lane]), int(cushion[lane]))
 
 
 def view(column: Any) -> Ints:
@@ -131,7 +132,9 @@ class Follower:
     def tune(self, core: Window, now: int) -> int:
         """Bring the core's numbers up to date; returns when that is due next."""
         gpus = live_gpus(core)
-        self.idle.note(now, core.work, gpus)
+        feels = RULES[self.rule][0] == "planned"
+        if feels:
+            self.idle.note(now, core.work, gpus)
         core.work = 0
         if self.plan is not None and self.told.differs(
             core.queues.lanes, self.rule, self.plan, self.idle.share
@@ -139,7 +142,7 @@ class Follower:
             core.gpus.guard_ns = self.plan.guard_ns
             core.gpus.spare = spare(self.plan, gpus)
             install(core, self.row, thresholds(self.rule, self.plan, self.told.pressed))
-        return self.idle.next_look()
+        return self.idle.next_look() if feels else now + SAMPLE_NS
 
 
 class Told:

@@ -62,6 +62,9 @@ class Window(Lanes):
         self.batches = 0
         self.clock_steps = 0
         self.submitted = 0
+        self.ran = 0
+        self.ran_over = 0
+        self.ran_squares = 0
         self.strange_completions = 0
         self.gpus = Gpus(overdue_ns)
         self.actions = Actions()
@@ -184,6 +187,10 @@ class Window(Lanes):
         size = self._form(lane, at, now, free, margin)
         if size == 0:
             return False
+        if size > 1 and self.lane_cushion[lane] > 0:
+            cut = self._form(lane, at, now, free, margin + self.lane_cushion[lane])
+            if cut > 0:
+                size = cut
         start = now + self.control + size * self.data
         if start < free:
             start = free
@@ -295,6 +302,7 @@ class Window(Lanes):
         opens = self.policy.opens(now, size, target, full, frontrun, latest, arrived)
         if opens > latest:
             opens = latest
+        opens -= self.lane_cushion[lane]
         self.lane_open[lane] = opens
         if n >= self.lane_early[lane] and self.gpus.room(now, model, self.lane_guard[lane]):
             opens = now

@@ -16,7 +16,6 @@ from scheduler.core.limits import (
     DUPLICATE,
     FULL,
     HANDED_BACK,
-    NEVER,
     OUT_OF_RANGE,
     SAMPLE_NS,
     UNKNOWN,
@@ -150,7 +149,7 @@ class Reference(Rules):
             reason = self.refusal(m, d, k, again)
             if not reason:
                 lane = self.lanes.setdefault((m, p), Lane(len(self.lanes), m, p))
-                if self.tuner and lane.early == NEVER:
+                if self.tuner and not lane.planned:
                     lane.early = 1  # until there is a plan
                 if len(lane.queue) >= self.max_queue:
                     reason = FULL
@@ -188,6 +187,10 @@ class Reference(Rules):
             if there is None or b not in [out[0] for out in there.out]:
                 self.strange_completions += 1
                 continue
+            first, start, length = there.out[0]
+            if first == b and length and self.tuner:
+                took = min(max(0, ended - start), 2 * length)
+                self.over.append(took * 2**20 // length - 2**20)
             while there.out.pop(0)[0] != b:
                 pass
             there.free_at = ended

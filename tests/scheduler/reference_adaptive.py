@@ -36,6 +36,8 @@ def tune(core: Reference, tuner: Tuner) -> None:
     due = tuner.look(core.now, core.work, len(live))
     core.work = 0
     if due:
+        tuner.lengths.note(len(core.over), sum(core.over), sum(over * over for over in core.over))
+        core.over = []
         plan(core, tuner, live)
     if tuner.plan is not None:
         at, model, deadline = zip(*core.tape, strict=True) if core.tape else ((), (), ())
@@ -46,7 +48,7 @@ def tune(core: Reference, tuner: Tuner) -> None:
             install(core, tuner, thresholds(chosen, tuner.plan, tuner.told.pressed))
             core.guard_ns, core.spare = tuner.plan.guard_ns, spare(tuner.plan, len(live))
     core.tape = []
-    core.tune_at = tuner.idle.next_look()
+    core.tune_at = tuner.next_look(core.now)
 
 
 def install(core: Reference, tuner: Tuner, told: Thresholds) -> None:
@@ -54,6 +56,7 @@ def install(core: Reference, tuner: Tuner, told: Thresholds) -> None:
         row = int(tuner.row[lane.model]) if lane.model < len(tuner.row) else -1
         if row >= 0 and lane.model in core.models:
             lane.early, lane.guard = int(told.early[row]), int(told.guard[row])
+            lane.cushion = int(told.cushion[row])
             lane.target = min(int(told.target[row]), core.models[lane.model].max_batch)
             lane.planned = True
 
@@ -61,7 +64,6 @@ def install(core: Reference, tuner: Tuner, told: Thresholds) -> None:
 def plan(core: Reference, tuner: Tuner, live: list[Gpu]) -> None:
     sample = core.now // SAMPLE_NS
     rates: dict[int, float] = {}
-    squares = offered = 0.0
     for lane in core.lanes.values():
         if lane.looked < 0 or not core.serving(lane.model):
             continue
@@ -72,16 +74,14 @@ def plan(core: Reference, tuner: Tuner, live: list[Gpu]) -> None:
         counts = [lane.arrivals.count(sample - 1 - i) for i in range(whole)]
         rates.setdefault(lane.model, 0.0)
         rates[lane.model] += sum(counts) * 1e9 / (whole * SAMPLE_NS)
-        if whole >= 2:
-            squares += sum(c * c for c in counts) - sum(counts) * sum(counts) / whole
-            offered += sum(counts) * (whole - 1) / whole
     if not rates or not live:
         return
     tables = [mean_table(core, model) for model in rates]
-    budgets = []
-    for model in rates:
-        lost = core.result + core.control + core.margin_of(core.fastest(model))
-        budgets.append((core.models[model].slo - lost) / 1e9)
+    margins = [core.margin_of(core.fastest(model)) for model in rates]
+    budgets = [
+        (core.models[model].slo - core.result - core.control - margin) / 1e9
+        for model, margin in zip(rates, margins, strict=True)
+    ]
     most = [len(table) for table in tables]
     load = Load(
         np.maximum(np.array(list(rates.values())), 1e-3),
@@ -91,7 +91,8 @@ def plan(core: Reference, tuner: Tuner, live: list[Gpu]) -> None:
         np.concatenate(tables),
         core.data / 1e9,
         len(live),
-        squares / offered if offered > 0 else 1.0,
+        1.0,
+        margin=np.array(margins) / 1e9,
     )
     row = np.full(max(rates) + 1, -1, np.int64)
     row[list(rates)] = range(len(rates))

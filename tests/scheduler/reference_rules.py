@@ -33,6 +33,7 @@ class Rules:
         self.tune_at, self.work, self.guard_ns, self.spare = 0, 0, 0, 0
         self.tape: list[tuple[int, int, int]] = []  # when, model, deadline: what the slow loop asked for
         self.tape_room, self.submitted = 0, 0
+        self.over: list[int] = []  # by what share of its length, in 2^-20, each batch ended too late
         self.preferred = int(settings[1]) if len(settings) > 1 else 0
         self.control, self.data, self.result, self.margin = control_ns, data_ns, result_ns, margin_ns
         self.max_queue, self.horizon, self.overdue = max_queue, horizon_ns, overdue_ns
@@ -149,6 +150,7 @@ class Rules:
         size = self.largest(lane, gpu.kind, free, margin)
         if size == 0:
             return False
+        size = self.largest(lane, gpu.kind, free, margin + lane.cushion) or size
         batch, lane.queue = lane.queue[:size], lane.queue[size:]
         start = max(self.now + self.control + size * self.data, free)
         length = self.models[lane.model].tables[gpu.kind][size - 1]
@@ -200,7 +202,7 @@ class Rules:
         full = size == model.max_batch
         frontrun = latest if full else self.start_by(lane, kind, size + 1)
         arrived = head.deadline - model.slo
-        opens = min(self.opens(size, lane.target, full, frontrun, latest, arrived), latest)
+        opens = min(self.opens(size, lane.target, full, frontrun, latest, arrived), latest) - lane.cushion
         lane.opens = opens
         if len(lane.queue) >= lane.early and reference_adaptive.room(self, lane):
             opens = self.now

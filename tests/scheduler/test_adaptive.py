@@ -11,6 +11,7 @@ from rig import CORES, MS, Rig, linear
 from streams import Stream, random_settings
 
 from scheduler.core.adaptive import FIRST_NS
+from scheduler.core.limits import NEVER
 from scheduler.core.machine import Core
 from scheduler.core.plans import Load, fluid_batch, make_plan, saturation
 from scheduler.core.policies import make_policy
@@ -168,3 +169,63 @@ def test_the_streams_reach_plans() -> None:
         assert rig.core.tuner is not None
         planned += rig.core.tuner.plan is not None
     assert planned >= 4
+
+
+@CORES
+def test_a_cushion_cuts_batches_and_opens_windows_earlier(core_type: type[Core]) -> None:
+    """l(b) = b + 5 ms, 20 ms: four leave at frontrun, 20 - l(5) = 10; with a cushion of 2 ms at 8."""
+    for cushion, opening in ((0, 10 * MS), (2 * MS, 8 * MS)):
+        core: Any = core_type("deferred")
+        core.add_model(0, 20 * MS, 64)
+        core.set_profile(0, 0, 0, linear(1.0, 5.0, 64))
+        core.add_gpu(0, 0)
+        for key in range(1, 5):
+            core.arrive(0, 0, 20 * MS, key)
+            core.plan_lane(0, NEVER, 0, 4, cushion)
+        core.advance(opening - 1)
+        assert core.actions.dispatched == 0
+        core.advance(opening)
+        assert core.actions.dispatched == 1
+
+
+@CORES
+def test_a_cushion_costs_no_request(core_type: type[Core]) -> None:
+    """l(b) = b + 5 ms, 20 ms: 15 fit; with a cushion of 3 ms 12 leave, and with one that none allows 15."""
+    for cushion, size in ((0, 15), (3 * MS, 12), (30 * MS, 15)):
+        core: Any = core_type("eager")
+        core.add_model(0, 20 * MS, 64)
+        core.set_profile(0, 0, 0, linear(1.0, 5.0, 64))
+        core.add_gpu(0, 0)
+        core.arrive(0, 0, 20 * MS, 1)
+        core.complete(*done(core, 0))
+        core.plan_lane(0, NEVER, 0, 1, cushion)
+        core.clear_actions()
+        n = 20
+        t = 6 * MS
+        core.submit(
+            t,
+            np.zeros(n, np.uint32),
+            np.full(n, t + 20 * MS, np.int64),
+            np.arange(2, 2 + n, dtype=np.uint64),
+        )
+        assert core.actions.size[0] == size
+
+
+def done(core: Any, gpu: int) -> tuple[int, Any, Any, Any]:
+    """The first batch of the GPU came back when it was predicted to."""
+    end = core.actions.finish_at[0]
+    return end, np.array([gpu], np.uint32), np.array([0], np.uint64), np.array([end], np.int64)
+
+
+@CORES
+def test_the_ends_of_batches_are_learned(core_type: type[Core]) -> None:
+    core: Any = core_type("adaptive")
+    core.add_model(0, 50 * MS, 8)
+    core.set_profile(0, 0, 0, [10 * MS] * 8)
+    core.add_gpu(0, 0)
+    core.arrive(0, 0, 50 * MS, 1)
+    core.report(11 * MS, 0, 0, 11 * MS)  # a tenth of its length too late
+    core.report(11 * MS, 0, 0, 11 * MS)  # nobody knows it any more
+    assert core.ran == 1
+    assert core.ran_over / 2**20 == pytest.approx(0.1, abs=1e-5)
+    assert core.ran_squares / 2**40 == pytest.approx(0.01, abs=1e-5)

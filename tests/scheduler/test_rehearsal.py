@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from rig import MS, linear
 
-from scheduler.core.adaptive import FREE, Recorder
-from scheduler.core.limits import NEVER, TAPE
-from scheduler.core.rehearsal import Columns, Losses, Rehearsal, Scene, Stand
-from scheduler.core.rules import RULES
+from scheduler.core.limits import NEVER, SAMPLE_NS, TAPE
+from scheduler.core.recording import FREE, Columns, Dispersion, History, Piece, Recorder
+from scheduler.core.rehearsal import Lengths, Losses, Rehearsal, Scene, Stand
 
 
 class Always:
@@ -32,12 +31,40 @@ def arrivals(*at_ms: int) -> Columns:
     return at, np.zeros(len(at), np.uint32), at + 20 * MS
 
 
+def piece(*at_ms: int, span_ms: int = 0, seconds: float = 0.2) -> Piece:
+    at, model, deadline = arrivals(*at_ms)
+    return Piece(at, model, deadline, (span_ms or at_ms[-1]) * MS, seconds)
+
+
+def ready_stand() -> Stand:
+    stand = Stand(scene(), Always(1), Lengths().ppm)
+    assert list(stand.building) == []
+    return stand
+
+
 def test_a_stand_counts_what_its_rule_loses() -> None:
-    stand = Stand(scene(), Always(1), 13.0 * MS)
+    stand = ready_stand()
     # Started at 1 ms, alone, until 7; the others wait for the GPU and fit into one batch until 20.
-    assert stand.play(arrivals(1, 2, 2, 2, 2, 2, 2, 2, 2, 100)) == 0
+    assert stand.play(piece(1, 2, 2, 2, 2, 2, 2, 2, 2, 100), 0, 10) == 0
     # 30 at once: at most two batches of 8 end within 20 ms, the first of them at 13 ms.
-    assert stand.play(arrivals(*[200] * 30, 300)) > 10
+    many = piece(*[100] * 30, 200)
+    assert stand.play(many, 0, 30) + stand.play(many, 30, 31) > 10
+
+
+def test_a_stand_of_many_is_set_up_in_steps() -> None:
+    stand = Stand(scene(gpus=1000), Always(1), Lengths().ppm)
+    assert len(list(stand.building)) == 3
+    assert stand.play(piece(1, 2, 30), 0, 3) == 0
+
+
+def test_lengths_follow_what_was_seen() -> None:
+    lengths = Lengths()
+    assert lengths.spread == 0
+    assert set(lengths.ppm.tolist()) == {1_000_000}
+    for _ in range(50):  # half of them 2 % above, half of them 4 %
+        lengths.note(100, 3 * 2**20, 50 * (4 + 16) * 2**40 // 10_000)
+    assert abs(lengths.spread - 0.01) < 1e-4
+    assert abs(lengths.ppm.mean() - 1_030_000) < 1000
 
 
 def test_losses_without_a_difference_leave_the_first() -> None:
@@ -73,18 +100,22 @@ def test_an_earlier_rule_is_taken_back_when_it_is_no_worse() -> None:
 
 def test_every_rule_plays_a_piece_before_it_counts() -> None:
     losses = Losses(2)
-    rehearsal = Rehearsal(2, lambda rule: Stand(scene(), Always(1), 13.0 * MS))
-    rehearsal.record(arrivals(1, 2, 3))
-    rehearsal.step(losses)
-    assert losses.offered == 0
-    rehearsal.step(losses)
+    rehearsal = Rehearsal(2, lambda rule: Stand(scene(), Always(1), Lengths().ppm))
+    rehearsal.record(piece(1, 2, 3))
+    steps = 0
+    while losses.offered == 0:
+        assert rehearsal.pieces
+        rehearsal.step(losses)
+        steps += 1
+    assert steps == 4  # two are set up, two play
     assert losses.offered == 3
-    assert not rehearsal.chunks
+    assert not rehearsal.pieces
 
 
 def test_few_requests_are_all_recorded_and_many_in_windows() -> None:
-    for per_look, share in ((FREE // len(RULES) // 200, 1.0), (TAPE, 0.2)):
-        recorder = Recorder()
+    for per_look, share in ((FREE // 7 // 200, 1.0), (TAPE, 0.2)):
+        recorder = Recorder(7)
+        recorder.models = 1
         recorder.window_ns = 100 * MS
         submitted = kept = 0
         for look in range(1, 2000):
@@ -92,7 +123,7 @@ def test_few_requests_are_all_recorded_and_many_in_windows() -> None:
             taken = min(recorder.room, per_look)
             tape = arrivals(*[look * 10 - 1] * taken)
             submitted += per_look
-            kept += sum(len(piece[0]) for piece in recorder.take(now, submitted, tape, 0))
+            kept += sum(len(piece.at) for piece in recorder.take(now, submitted, tape, 0))
         assert kept >= 0.9 * submitted if share == 1.0 else 0 < kept <= share * submitted
 
 
@@ -100,3 +131,68 @@ def test_scenes_with_other_gpus_or_much_other_margins_are_unlike() -> None:
     assert scene().like(scene(margin=MS // 20))
     assert not scene().like(scene(margin=5 * MS))
     assert not scene().like(scene(gpus=2))
+
+
+def stream(rng: np.random.Generator, models: int, shape: float, seconds: float) -> list[Piece]:
+    """100 requests/s for each model, in pieces of 200 ms."""
+    whole = int(seconds * 1e9)
+    times = [
+        np.cumsum(rng.gamma(shape, 1e7 / shape, int(200 * seconds))).astype(np.int64) for _ in range(models)
+    ]
+    at = np.concatenate(times)
+    model = np.repeat(np.arange(models, dtype=np.uint32), [len(t) for t in times])
+    order = np.argsort(at, kind="stable")
+    at, model = at[order], model[order]
+    found = []
+    for begin in range(0, whole, 200 * MS):
+        inside = (at >= begin) & (at < begin + 200 * MS)
+        t = at[inside] - begin
+        found.append(Piece(t, model[inside], t + 20 * MS, 200 * MS, 0.2))
+    return found
+
+
+def test_the_dispersion_of_poisson_arrivals_is_1_and_that_of_bursts_is_more() -> None:
+    rng = np.random.default_rng(5)
+    for shape, low, high in ((1.0, 0.8, 1.2), (0.1, 4.0, 10.0)):
+        dispersion = Dispersion()
+        assert dispersion.value == 1.0
+        for part in stream(rng, 8, shape, 20.0):
+            dispersion.add(part, False)
+        assert low < dispersion.value < high
+
+
+def test_regular_arrivals_have_no_dispersion_whatever_the_pieces() -> None:
+    dispersion = Dispersion()
+    for _ in range(100):  # 10 ms each: five make a sample
+        dispersion.add(piece(*range(10), span_ms=10), False)
+    assert 5 * 10 * MS == SAMPLE_NS
+    assert abs(dispersion.value) < 1e-9
+
+
+def test_made_arrivals_are_the_same_models_at_other_times() -> None:
+    history = History()
+    for part in stream(np.random.default_rng(1), 4, 1.0, 3.0):
+        history.add(part)
+    made = []
+    while (more := history.more()) is not None:
+        made.append(more)
+    assert 1 <= len(made) <= 3  # four models: three times as much as came last
+    came = {
+        (int(m), int(d - t))
+        for p in history.pieces
+        for t, m, d in zip(p.at, p.model, p.deadline, strict=True)
+    }
+    for more in made:
+        assert more.seconds == 0
+        assert (np.diff(more.at) >= 0).all()
+        assert 0 <= more.at[0] <= more.at[-1] < more.span
+        assert {(int(m), 20 * MS) for m in more.model} <= came
+    last = history.pieces[-1]
+    assert all(more.at.tolist() != last.at.tolist() for more in made)
+
+
+def test_one_model_gives_nothing_new() -> None:
+    history = History()
+    for part in stream(np.random.default_rng(1), 1, 0.1, 3.0):
+        history.add(part)
+    assert history.more() is None
