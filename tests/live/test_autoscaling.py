@@ -36,6 +36,13 @@ def test_workers_come_with_the_load_and_go_with_it(tmp_path: Path) -> None:
             caller.wait_for(Status.OK, 100, here)
             assert set(caller.finish()) <= {Status.OK, Status.DROPPED, Status.OVERLOADED}
         wait_until(lambda: gpus() == 1, 60, "one GPU")
+        # Another leader's requests are new ones, although without epochs it knows nothing of the first's.
+        running.kill("scheduler", "shard-0")
+        running.wait_for("shard-0    started again")
+        with Caller(running.registry, running.subscribe, "net", rate=110) as caller:
+            wait_until(lambda: gpus() == 3, 60, "three GPUs again")
+            caller.wait_for(Status.OK, 100, caller.sent)
+        assert "asked before" not in running.log
         assert "up to {'emulated'" in running.log
         assert "down to {'emulated': 1}" in running.log
         assert running.stop() == 0
