@@ -147,12 +147,12 @@ class Registry:
         member = self.members.get(beat.id)
         if member is None or member.incarnation != beat.incarnation:
             return self._beat(known=False)
+        self._expires[beat.id] = now + self._lease_ms * MS  # it lives, whatever it says of itself
         if beat.stats is not None:
             problem = stats_problem(beat.stats)
             if problem:
                 return control.Refused(reason=problem)
             self.members[beat.id] = member.model_copy(update={"stats": beat.stats})
-        self._expires[beat.id] = now + self._lease_ms * MS
         return self._beat(known=True)
 
     def _beat(self, known: bool) -> control.Beat:

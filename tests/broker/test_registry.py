@@ -307,8 +307,10 @@ def test_stats_that_would_burden_every_snapshot_are_refused(stats: dict[str, Any
     reg = registry()
     join(reg, member("w"))
     assert stats_problem(stats)
-    assert isinstance(beat(reg, member("w"), 0, stats=stats), control.Refused)
+    assert isinstance(beat(reg, member("w"), 1_900 * MS, stats=stats), control.Refused)
     assert reg.members["w"].stats == {}
+    reg.tick(3_800 * MS)
+    assert "w" in reg.members, "it lives, whatever it says of itself"
 
 
 _NAMES = st.sampled_from(["a", "b", "c", "d"])
