@@ -49,7 +49,11 @@ def is_loopback(endpoint: str) -> bool:
 
 
 def tcp(host: str, port: int | str = "*") -> str:
-    """``tcp://host:port``, an IPv6 address in brackets; port ``*`` stands for any free one."""
+    """``tcp://host:port``, an IPv6 address in brackets; port ``*`` stands for any free one.
+
+    ``localhost`` is 127.0.0.1: a name cannot be bound.
+    """
+    host = "127.0.0.1" if host == "localhost" else host
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 

@@ -43,6 +43,23 @@ class ConfigError(SymphonyError, ValueError):
     """The configuration cannot be used; the text names the file, the key and what was expected."""
 
 
+def own_address(value: str) -> str:
+    """An address of this machine as sockets take it; ``localhost`` is 127.0.0.1.
+
+    Raises:
+        ValueError: it is no IP address, or a wildcard, which nobody could connect to.
+    """
+    if value == "localhost":
+        return "127.0.0.1"
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        raise ValueError("expected an IP address such as 127.0.0.1") from None
+    if address.is_unspecified:
+        raise ValueError("expected the address that other processes connect to, not a wildcard")
+    return value
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -57,15 +74,7 @@ class ClusterConfig(_Section):
     @field_validator("host")
     @classmethod
     def _address(cls, value: str) -> str:
-        if value == "localhost":
-            return "127.0.0.1"
-        try:
-            address = ipaddress.ip_address(value)
-        except ValueError:
-            raise ValueError("expected an IP address such as 127.0.0.1") from None
-        if address.is_unspecified:
-            raise ValueError("expected the address that other processes connect to, not a wildcard")
-        return value
+        return own_address(value)
 
 
 class BrokerConfig(_Section):

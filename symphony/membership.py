@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 import zmq
+from pydantic import ValidationError
 
 from symphony import control
 from symphony._version import __version__
@@ -38,6 +39,7 @@ from symphony.replica import (
     same_record,
 )
 from symphony.snapshot import fetch_snapshot
+from symphony.status import SymphonyError
 from symphony.wire import WireError
 
 __all__ = [
@@ -69,16 +71,18 @@ def describe(member_id: str, role: Role, **fields: Any) -> Member:
     """This process as a :class:`Member`: new incarnation, host, pid and version filled in.
 
     Args:
-        member_id: letters, digits and ``._:@/-``.
-        role: ``scheduler``, ``worker``, ``frontend`` or ``ops``.
-        fields: any other field of :class:`Member`.
+        member_id: letters, digits and ``._:@/-``. ``fields``: any others of :class:`Member`.
 
     Raises:
-        pydantic.ValidationError: a field is malformed.
+        SymphonyError: a field is malformed, such as the id.
     """
-    own = {"host": socket.gethostname(), "pid": os.getpid(), "version": __version__}
-    incarnation = random.SystemRandom().getrandbits(62)
-    return Member.model_validate({"id": member_id, "role": role, "incarnation": incarnation} | own | fields)
+    own: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "version": __version__}
+    own |= {"id": member_id, "role": role, "incarnation": random.SystemRandom().getrandbits(62)}
+    try:
+        return Member.model_validate(own | fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise SymphonyError(f"{role} {member_id!r:.140}: {first['loc'][0]}: {first['msg']}") from None
 
 
 class Membership:

@@ -68,13 +68,7 @@ SWITCH_S: Final = 0.0005
 @shared.config("Configuration file that says where the broker is.")
 @shared.broker("registry")
 @shared.broker("subscribe")
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    metavar="ADDRESS",
-    help="Address to bind, where workers fetch inputs and deliver results.",
-)
+@shared.host("IP address to bind, where workers fetch inputs and deliver results.  [default: 127.0.0.1]")
 @shared.insecure()
 @click.option(
     "--grace-ms",
@@ -105,7 +99,7 @@ def command(
     path: Path | None,
     registry: str | None,
     subscribe: str | None,
-    host: str,
+    host: str | None,
     insecure: bool,
     grace_ms: float,
     wait: float,
@@ -129,7 +123,7 @@ def command(
         seed=seed,
         registry=registry or (config.registry if config is not None else ""),
         subscribe=subscribe or (config.subscribe if config is not None else ""),
-        host=host,
+        host=host or "127.0.0.1",
         insecure=insecure,
         grace_ms=grace_ms,
         wait_s=wait,

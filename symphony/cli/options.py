@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import click
 
+from symphony.config import own_address
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 _BROKER: Final = {
@@ -42,13 +44,16 @@ def broker(which: str) -> Decorator:
     )
 
 
-def host() -> Decorator:
+def _address(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    try:
+        return None if value is None else own_address(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}, not {value!r}") from None
+
+
+def host(help: str = "IP address to bind.  [default: the file's cluster.host, else 127.0.0.1]") -> Decorator:
     """``--host ADDRESS`` as ``host: str | None``."""
-    return click.option(
-        "--host",
-        metavar="ADDRESS",
-        help="IP address to bind.  [default: the file's cluster.host, else 127.0.0.1]",
-    )
+    return click.option("--host", metavar="ADDRESS", callback=_address, help=help)
 
 
 def insecure() -> Decorator:

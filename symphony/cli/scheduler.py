@@ -6,15 +6,26 @@ import logging
 from pathlib import Path
 
 import click
+from pydantic import TypeAdapter, ValidationError
 
 from symphony.cli import options as shared
 from symphony.config import POLICIES, load_config
+from symphony.messages import Name
 from symphony.urgency import be_prompt, keep_collector_out
+
+
+def _name(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    try:
+        return TypeAdapter(Name).validate_python(value)
+    except ValidationError:
+        raise click.BadParameter(f"expected up to 128 letters, digits and ._:@/-, not {value!r}") from None
 
 
 @click.command()
 @shared.config("YAML file of the cluster; its sections cluster, broker and scheduler count.")
-@click.option("--id", "shard_id", default="shard-0", show_default=True, help="The shard's name.")
+@click.option(
+    "--id", "shard_id", default="shard-0", show_default=True, callback=_name, help="The shard's name."
+)
 @shared.broker("registry")
 @shared.broker("publish")
 @shared.broker("subscribe")

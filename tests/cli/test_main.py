@@ -82,6 +82,23 @@ def test_misuse_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert "No such command 'nothing'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["scheduler", "--id", "my shard"], "expected up to 128 letters, digits and ._:@/-, not 'my shard'"),
+        (["scheduler", "--host", "gpu-box"], "expected an IP address such as 127.0.0.1, not 'gpu-box'"),
+        (["worker", "--host", "0.0.0.0"], "not a wildcard, not '0.0.0.0'"),
+        (["load", "m=1", "--host", "gpu-box"], "expected an IP address"),
+        (["broker", "--host", "gpu-box"], "expected an IP address"),
+    ],
+)
+def test_names_and_addresses_are_checked_before_anything_starts(
+    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _exit_code(*arguments) == 2
+    assert text in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.usefixtures("failing")
 def test_a_bug_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):

@@ -70,6 +70,11 @@ def test_a_client_on_an_ipv6_address_is_answered() -> None:
         assert all(endpoint.startswith("tcp://[::1]:") for endpoint in me.endpoints.values())
 
 
+def test_localhost_can_be_bound() -> None:
+    with Bus() as bus:
+        assert bus.bind(zmq.PULL, tcp("localhost"))[1].startswith("tcp://127.0.0.1:")
+
+
 def test_a_port_in_use_is_told_with_what_to_do() -> None:
     with Bus() as bus, Bus() as other:
         _, endpoint = bus.bind(zmq.PULL, tcp("127.0.0.1"))

@@ -17,7 +17,7 @@ from symphony.bus import Bus, BusError, send
 from symphony.control import Join, encode_control
 from symphony.engine import Engine
 from symphony.membership import describe
-from symphony.status import Status, Unavailable, UnknownModel
+from symphony.status import Status, SymphonyError, Unavailable, UnknownModel
 
 # -- the cluster changes -------------------------------------------------------------------------
 
@@ -149,11 +149,18 @@ def test_no_broker_is_told_early_and_clearly() -> None:
         ("nonsense", "127.0.0.1", "cannot connect to 'nonsense'"),
         ("tcp://127.0.0.1:5550", "0.0.0.0", "refusing to bind"),
         ("tcp://127.0.0.1:5550", "203.0.113.7", "refusing to bind"),
+        ("tcp://127.0.0.1:5550", "gpu-box", "cannot bind|refusing to bind"),
     ],
 )
 def test_bad_addresses_are_told(registry: str, host: str, text: str) -> None:
     engine = Engine(registry, "tcp://127.0.0.1:5552", host=host)
     with pytest.raises(BusError, match=text):
+        engine.start()
+
+
+def test_a_name_that_no_member_may_have_is_told() -> None:
+    engine = Engine("tcp://127.0.0.1:5550", "tcp://127.0.0.1:5552", name="my client")
+    with pytest.raises(SymphonyError, match=r"frontend 'my client-.*: id: String should match"):
         engine.start()
 
 
