@@ -36,7 +36,8 @@ PolicyName = Annotated[
 from 0, lowest latency, to 1, fewest GPUs; 0 if it is left out."""
 POLICIES: Final = "deferred, eager, target, latest, timeout:MS[:SIZE] or adaptive[:DIAL]"
 
-_SECTIONS: Final = ("cluster", "broker", "scheduler", "autoscale", "epoch")
+SECTIONS: Final = ("cluster", "broker", "scheduler", "autoscale", "epoch")
+"""Those whose keys the environment can set."""
 
 
 class ConfigError(SymphonyError, ValueError):
@@ -274,7 +275,7 @@ def _override(values: dict[str, Any], environ: Mapping[str, str]) -> dict[tuple[
     """Put the environment's values in; where each came from, for messages."""
     overridden: dict[tuple[str, ...], str] = {}
     for variable in sorted(environ):
-        for section in _SECTIONS:
+        for section in SECTIONS:
             prefix = f"SYMPHONY_{section.upper()}_"
             if not variable.startswith(prefix):
                 continue

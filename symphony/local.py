@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from symphony.bus import BusError
-from symphony.config import Config, WorkerConfig
+from symphony.config import SECTIONS, Config, WorkerConfig
 from symphony.control import Member
 from symphony.snapshot import fetch_snapshot
 from symphony.status import Unavailable
@@ -57,6 +57,12 @@ def _worker_options(worker: WorkerConfig) -> list[str]:
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment without what would send a role elsewhere than its configuration file says."""
     return {k: v for k, v in environ.items() if k not in _ROLE_VARIABLES}
+
+
+def file_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """As :func:`child_environment`, and without what would replace a key of the file."""
+    prefixes = tuple(f"SYMPHONY_{section.upper()}_" for section in SECTIONS)
+    return {k: v for k, v in child_environment(environ).items() if not k.startswith(prefixes)}
 
 
 def check_ports(config: Config) -> None:

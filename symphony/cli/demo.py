@@ -77,8 +77,11 @@ def command(seconds: float, device: str | None, out: Path, seed: int) -> None:
     console = Console(highlight=False)
     console.rule("[bold]Symphony demo")
     device = device or find_device()
-    out.mkdir(parents=True, exist_ok=True)
-    config = write_config(out / "cluster.yaml", device)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        config = write_config(out / "cluster.yaml", device)
+    except OSError as error:
+        raise DemoError(f"cannot write to {out}: {error.strerror}; --out names another folder") from None
     screen.introduce(console, config, device, out)
     with cluster(config, out / "cluster.log", console) as snapshot:
         from symphony.client import Client
@@ -150,10 +153,8 @@ def cluster(config: Config, log: Path, console: Console) -> Iterator[Snapshot]:
     Raises:
         DemoError: it did not become ready, or did not stop in order.
     """
-    # The ports are the file's; what the shell says of another cluster is not meant for this one.
-    environment = local.child_environment(os.environ)
-    for name in [name for name in environment if name.startswith(("SYMPHONY_BROKER_", "SYMPHONY_CLUSTER_"))]:
-        del environment[name]
+    # The file says all; what the shell says of another cluster is not meant for this one.
+    environment = local.file_environment(os.environ)
     environment[PARENT_VARIABLE] = str(os.getpid())
     argv = [sys.executable, "-m", "symphony", "up", "--config", str(config.source)]
     with log.open("wb") as output:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import run
 
 from frontend.report import LoadReport, ModelReport
 from symphony.cli import demo, demo_screen
@@ -101,3 +102,11 @@ def test_a_short_run(tmp_path: Path) -> None:
     parts = ("good", "late", "dropped", "rejected", "failed", "unanswered")
     assert total["offered"] == sum(total[part] for part in parts) > 3_000
     assert report["answers"]["pitch"]["cents"] <= 10
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = run("demo", "--device", "cpu", "--out", str(tmp_path / "file" / "demo"))
+    assert code == 1
+    assert "cannot write to" in err
+    assert "Traceback" not in err

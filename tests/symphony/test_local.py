@@ -22,6 +22,14 @@ def _member(name: str, role: str, **fields: Any) -> Member:
     return Member.model_validate({"id": name, "role": role, "incarnation": 1, "state": "ready", **fields})
 
 
+def test_what_of_the_environment_reaches_the_processes() -> None:
+    kept = {"PATH": "/bin", "SYMPHONY_PURE": "1", "SYMPHONY_LOG_LEVEL": "info"}
+    keys = {"SYMPHONY_BROKER_REGISTRY_PORT": "1", "SYMPHONY_EPOCH_SECONDS": "1"}
+    roles = {"SYMPHONY_REGISTRY": "tcp://10.0.0.1:5550", "SYMPHONY_CONFIG": "x.yaml"}
+    assert local.child_environment(kept | keys | roles) == kept | keys
+    assert local.file_environment(kept | keys | roles) == kept
+
+
 def test_processes_and_the_order_of_stopping() -> None:
     specs = local.children(load_config(None, {}))
     assert [(spec.name, spec.stop_stage) for spec in specs] == [
