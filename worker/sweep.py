@@ -31,6 +31,8 @@ NOISE: Final = 2.5
 """Times what noise alone would make of that: the range of four medians, of so many runs each."""
 SPREAD: Final = 0.25
 """Runs of one size that differ by this share (half of p10 to p90, median over the sizes): unstable."""
+WIDE: Final = 0.3
+"""A spread of this share that comes of wandering, at one size: unstable, whatever the noise."""
 BEYOND: Final = 1.5
 """Times as far as it wandered while it was measured, a device may be elsewhere the next time."""
 LEAST_SPREAD: Final = 0.01
@@ -177,11 +179,12 @@ def complaints(sizes: Sequence[Size]) -> list[str]:
     # / sqrt(n), and four of them range over twice that. A small n hides some of the noise.
     by_chance = 2.06 * 1.25 / 1.28 * noise * (runs / max(1.0, runs - 1)) / runs**0.5
     wander = float(np.median([size.wander() for size in sizes]))
-    if wander > max(WANDER, NOISE * by_chance):
+    widest = max(size.wander() for size in sizes)
+    if wander > max(WANDER, NOISE * by_chance) or BEYOND * widest > WIDE:
         drift = float(np.median([size.medians()[-1] / size.medians()[0] for size in sizes])) - 1
         how = f"became {'slower' if drift > 0 else 'faster'} by {abs(drift):.0%}"
-        if abs(drift) < wander / 2:
-            how = f"changed its speed by {wander:.0%} and back"
+        if abs(drift) < max(wander, widest) / 2:
+            how = f"changed its speed by up to {widest:.0%} and back"
         said.append(
             f"the device {how} while it was measured: clocks, temperature, or something else that ran on it"
         )
