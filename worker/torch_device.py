@@ -215,17 +215,14 @@ class TorchDevice:
     def prepare(self, key: str, items: Sequence[Item]) -> Prepared:
         """Collate on the CPU, and start the copy without waiting for it."""
         model = self._models[key]
-        tensors = model.inputs(items)
         size = model.graphs.size_for(len(items)) if model.graphs is not None else 0
-        if size:
-            tensors = {name: padded(tensor, size) for name, tensor in tensors.items()}
-        with self._errors():
-            if not self.lanes.staged:
+        if not self.lanes.staged:
+            tensors = {name: padded(tensor, size) for name, tensor in model.inputs(items).items()}
+            with self._errors():
                 now = self.lanes.mark("in")
                 return Prepared(tensors, now, now)
-            views = {name: self.staging.take(tuple(t.shape), t.dtype) for name, t in tensors.items()}
-            for name, (_, view) in views.items():
-                view.copy_(tensors[name])
+        with self._errors():
+            views = self._staged(model, items, size)
             with self.lanes.use("in"):
                 begun = self.lanes.mark("in")
                 there = {name: self.lanes.to_device(view) for name, (_, view) in views.items()}
@@ -235,6 +232,21 @@ class TorchDevice:
             for buffer, _ in views.values():
                 self.staging.give(buffer, copied)
             return Prepared(there, begun, copied)
+
+    def _staged(self, model: Model, items: Sequence[Item], size: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """The inputs in staging buffers, padded to ``size`` rows: by name the buffer and its view."""
+        views = {}
+        if model.stacks:
+            for name, rows in model.rows(items).items():
+                shape = (max(size, len(items)), *rows.arrays[0].shape)
+                views[name] = self.staging.take(shape, rows.dtype)
+                rows.fill(views[name][1])
+            return views
+        for name, tensor in model.inputs(items).items():
+            whole = padded(tensor, size)
+            views[name] = self.staging.take(tuple(whole.shape), whole.dtype)
+            views[name][1].copy_(whole)
+        return views
 
     def launch(self, key: str, prepared: Prepared, count: int) -> Launched:
         """Give the batch to the compute lane, and its outputs to the lane out."""

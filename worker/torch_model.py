@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,8 @@ class Model:
     check: Callable[[Item], None] | None
     preprocess: Callable[[Sequence[Item]], Mapping[str, Tensor]]
     postprocess: Callable[[dict[str, Tensor]], Mapping[str, npt.NDArray[Any]]]
+    stacks: bool = False
+    """There is no ``preprocess``: each input is its items' arrays, one per row."""
     graphs: Graphs | None = None
 
     def weights_bytes(self) -> int:
@@ -66,6 +68,38 @@ class Model:
         wanted = DTYPES[self.definition.precision]
         made = self.preprocess(items)
         return {k: t.to(wanted) if t.is_floating_point() else t for k, t in made.items()}
+
+    def rows(self, items: Sequence[Item]) -> dict[str, Rows]:
+        """The same where :attr:`stacks`, but not made yet."""
+        wanted = DTYPES[self.definition.precision]
+        made = {}
+        for spec in self.definition.inputs:
+            arrays = [item[spec.name] for item in items]
+            own = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
+            made[spec.name] = Rows(arrays, own, wanted if own.is_floating_point else own)
+        return made
+
+
+class Rows(NamedTuple):
+    """Arrays of one shape and the type ``own``, to be rows of a tensor of type ``dtype``."""
+
+    arrays: list[npt.NDArray[Any]]
+    own: torch.dtype
+    dtype: torch.dtype
+
+    def fill(self, view: Tensor) -> None:
+        """Write them into ``view``, and copies of the last one where it has more rows: one pass over large
+        memory, where stacking, converting and copying are three."""
+        count = len(self.arrays)
+        if self.own == self.dtype:
+            np.stack(self.arrays, out=view[:count].numpy())
+        else:
+            one = torch.empty(self.arrays[0].shape, dtype=self.own)  # stays in the processor's cache
+            for row, array in zip(view, self.arrays, strict=False):
+                np.copyto(one.numpy(), array)
+                row.copy_(one)
+        if count < len(view):
+            view[count:] = view[count - 1]
 
 
 def load_model(definition: Definition, device: torch.device) -> Model:
@@ -99,6 +133,7 @@ def load_model(definition: Definition, device: torch.device) -> Model:
         hooks["check"],
         hooks["preprocess"] or (lambda items: _stack(definition, items)),
         hooks["postprocess"] or (lambda outputs: {k: _to_numpy(t) for k, t in outputs.items()}),
+        stacks=hooks["preprocess"] is None,
     )
 
 

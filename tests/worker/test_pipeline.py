@@ -127,6 +127,22 @@ def test_outputs_stay_what_they_were_when_buffers_are_used_again(tmp_path: Any) 
     assert [outputs["y"].tolist() for outputs in kept] == [[[2 * v, 2 * v + 2]] for v in range(5)]
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("size", [0, 3, 4])
+def test_inputs_are_staged_as_they_would_be_stacked(tmp_path: Any, precision: str, size: int) -> None:
+    device = TorchDevice("cpu", lanes=HostLanes(staged=True))
+    device.load("a", linear(tmp_path, precision=precision))
+    model = device._models["a"]
+    assert model.stacks
+    some = items(0.1, 0.2, 0.3)
+    for item in some:
+        item["x"].flags.writeable = False  # as what came over the network
+    ((_, view),) = device._staged(model, some, size).values()
+    (expected,) = model.inputs(some).values()
+    assert view.dtype == getattr(torch, precision)
+    assert torch.equal(view, padded(expected, size))
+
+
 @given(st.lists(st.tuples(st.integers(0, 5000), st.sampled_from([torch.uint8, torch.float32])), max_size=30))
 def test_a_staging_view_has_its_shape_and_type_and_no_two_batches_share_one(wanted: list[Any]) -> None:
     staging = Staging(lambda size: torch.empty(size, dtype=torch.uint8), lambda mark: True)
