@@ -75,13 +75,16 @@ class Server:
 
 
 def measure(
-    device: str, threads: int, seconds: float, small: str, large: str, max_batch: int
+    device: str, threads: int, seconds: float, small: str, large: str, max_batch: int, compiled: bool = False
 ) -> dict[str, Any]:
     """The three phases."""
     profile = {"profile": {"alpha_ms": 1.0, "beta_ms": 1.0}}
     served, added = (
-        Definition(**(load_definition(name).model_dump(exclude={"profile"}) | profile | {"max_batch": most}))
-        for name, most in ((small, 1), (large, max_batch))
+        Definition(**(load_definition(name).model_dump(exclude={"profile"}) | profile | change))
+        for name, change in (
+            (small, {"max_batch": 1}),
+            (large, {"max_batch": max_batch, "compile": compiled}),
+        )
     )
     before = machine()
     server = Server(device, threads, served)
@@ -139,10 +142,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--serving", default="crepe-tiny", help="the model that serves")
     parser.add_argument("--loading", default="resnet50", help="the model that is loaded")
     parser.add_argument("--max-batch", type=int, default=4, help="of the model that is loaded")
+    parser.add_argument("--compile", action="store_true", help="of the model that is loaded")
     add_json(parser)
     options = parser.parse_args(arguments)
     found = measure(
-        options.device, options.threads, options.seconds, options.serving, options.loading, options.max_batch
+        options.device,
+        options.threads,
+        options.seconds,
+        options.serving,
+        options.loading,
+        options.max_batch,
+        options.compile,
     )
     tell(show(found), found, options.json)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.definition import Definition, load_definition
+from worker.definition import Definition, DefinitionError, load_definition
 
 torch = pytest.importorskip("torch", reason="the CUDA path needs PyTorch")
 pytestmark = pytest.mark.zoo
@@ -226,3 +226,36 @@ def test_cuda_overlaps_batches_and_answers_the_same(tmp_path: Any, change: dict[
         executed = device.collect(one)
         assert executed.outputs["y"].tolist() == [[2 * v, 2 * v + 2] for v in range(count)]
         assert executed.finished_ns > executed.started_ns
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+def test_cuda_graphs_of_one_model_outlive_those_of_another(tmp_path: Any) -> None:
+    device = TorchDevice("cuda:0")
+    definition = linear(tmp_path, cuda_graphs=True)
+    for key in ("a", "b"):
+        device.load(key, definition)
+        Trial(device, key, definition, lambda rng: items(float(rng.integers(9)))[0], Turns()).first()
+    device.unload("a")
+    graphs = device._models["b"].graphs
+    assert graphs is not None
+    graphs.table = [1, 2, 4, 4, 8, 8, 8, 8]
+    for count in (1, 3, 8):
+        launched = device.launch("b", device.prepare("b", items(*range(count))), count)
+        assert device.collect(launched).outputs["y"].tolist() == [[2 * v, 2 * v + 2] for v in range(count)]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+def test_cuda_refuses_to_capture_what_waits_for_the_device_and_goes_on(tmp_path: Any) -> None:
+    definition = linear(tmp_path, cuda_graphs=True)
+    net = tmp_path / "pipeline_net.py"
+    net.write_text(
+        net.read_text().replace("return x[:, :2] * 2", "return x[:, :2] * (2 + 0 * x.sum().item())")
+    )
+    device = TorchDevice("cuda:0")
+    device.load("a", definition)
+    trial = Trial(device, "a", definition, lambda rng: items(1.0)[0], Turns())
+    with pytest.raises(DefinitionError, match="cuda_graphs: a batch of 1 cannot be captured"):
+        trial.first()
+    assert trial.run(2)[0].outputs["y"].tolist() == [[2, 4], [2, 4]]
