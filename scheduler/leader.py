@@ -158,7 +158,10 @@ class Leader:
         except WireError as error:
             self.faults.count(f"stats-{error.reason}", error)
             return
-        if not isinstance(stats, dict) or not self._epochs.census.saw(shard, stats):
+        member = self._membership.members.get(shard)
+        if member is None or member.role != "scheduler":
+            self.faults.count("stats-of-a-stranger", shard)
+        elif not isinstance(stats, dict) or not self._epochs.census.saw(shard, stats):
             self.faults.count("stats-without-numbers", shard)
         elif self.settings.autoscale.actuator != "none" and self._view().leads:
             self._scale(shard, stats)
@@ -169,7 +172,7 @@ class Leader:
         try:
             moving = self._epochs.under_way(self._clock.now())
             decision = self._scaling.saw(shard, stats, m.members, m.models, m.plan, moving)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             self.faults.count("stats-without-numbers", f"{shard}: {type(error).__name__}: {error}")
             return
         if decision is None:

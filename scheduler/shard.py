@@ -29,7 +29,7 @@ from scheduler.stats import Stats, summary
 from scheduler.table import ModelTable
 from scheduler.timers import Timers
 from symphony import wire
-from symphony.bus import SUBMIT_HWM, Bus, drain, drain_frames, send, subscribe
+from symphony.bus import SUBMIT_HWM, Bus, drain, drain_frames, send, subscribe, tcp
 from symphony.clock import ClusterClock
 from symphony.faults import Faults
 from symphony.membership import (
@@ -105,6 +105,7 @@ class Shard:
         self._drain_until: int | None = None
         self._learn_at = 0
         self._ready: list[Any] = []
+        self._leadership: Leadership | None = None
 
     # --- startup, loop, shutdown -------------------------------------------------------------
 
@@ -115,11 +116,10 @@ class Shard:
             BusError: an address cannot be bound.
         """
         s = self.settings
-        host = f"[{s.host}]" if ":" in s.host else s.host
         self._submit, submit = self._bus.bind(
-            zmq.PULL, f"tcp://{host}:0", hwm=SUBMIT_HWM, max_message=MAX_SUBMIT_BYTES, buffer=SUBMIT_BUFFER
+            zmq.PULL, tcp(s.host), hwm=SUBMIT_HWM, max_message=MAX_SUBMIT_BYTES, buffer=SUBMIT_BUFFER
         )
-        self._done, done = self._bus.bind(zmq.SUB, f"tcp://{host}:0", max_message=MAX_DONE_BYTES)
+        self._done, done = self._bus.bind(zmq.SUB, tcp(s.host), max_message=MAX_DONE_BYTES)
         subscribe(self._done, ["done."])
         self._publisher = self._bus.connect(zmq.PUB, s.publish)
         member = describe(
@@ -170,13 +170,14 @@ class Shard:
         self.stopping.set()
 
     def close(self) -> None:
-        """Answer what is left, leave, close every socket."""
+        """Answer what is left, leave, close every socket; also after :meth:`start` has failed."""
         now = self.timers.now()
         for number in range(len(self.table.names)):
             self.core.remove_model(now, number)
         self._act()
-        self._leadership.close()
-        self.membership.leave()
+        if self._leadership is not None:
+            self._leadership.close()
+            self.membership.leave()
         for worker in list(self.fleet.workers.values()):
             self.fleet.gone(now, worker.member)
         self._bus.close(linger_ms=200)
@@ -216,7 +217,8 @@ class Shard:
             return
         for event in self.membership.step(mono):
             self._take_in(event)
-        self._leadership.step(mono, self.membership.members)
+        if self._leadership is not None:
+            self._leadership.step(mono, self.membership.members)
 
     def _take_in(self, event: Event) -> None:
         now = self.timers.now()

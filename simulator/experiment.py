@@ -323,7 +323,7 @@ def read_yaml(path: Path) -> Any:
         raise ExperimentError(f"cannot read the experiment {path}: {reason}") from None
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2026-02-31 is a ValueError
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark else ""
         raise ExperimentError(f"{path}: not YAML{line}") from None
@@ -339,7 +339,7 @@ def load_experiment(path: Path, settings: Mapping[str, str] | None = None) -> Ex
     for key, value in (settings or {}).items():
         try:
             parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise ExperimentError(f"--set {key}: {value!r} is not YAML") from None
         set_key(content, key, parsed)
     return parse_experiment(content, str(path), path.parent)

@@ -235,7 +235,7 @@ def load_definition(source: str | Path | Mapping[str, Any], base: Path | None = 
         value = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise DefinitionError(f"{file}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2026-02-31 is a ValueError
         raise DefinitionError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
         raise DefinitionError(f"{file}: expected a map with name, slo_ms, max_batch, loader …")

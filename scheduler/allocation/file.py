@@ -156,7 +156,7 @@ def load_cluster(path: Path) -> Cluster:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise AllocationError(f"cannot read the cluster file {path}: {reason}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2026-02-31 is a ValueError
         mark = getattr(error, "problem_mark", None)
         raise AllocationError(f"{path}: not YAML{f' (line {mark.line + 1})' if mark else ''}") from None
     return parse_cluster(content, str(path), path.parent)

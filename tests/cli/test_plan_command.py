@@ -101,6 +101,7 @@ def test_latency_in_every_way_that_there_is(tmp_path: Path) -> None:
         ("current: {}", "forbidden: [{model: x, gpu: v100}]", "forbidden[0].model: no model 'x'"),
         ("current: {}", "headroom: 0", "headroom"),
         ("current: {}", "models: ]", "not YAML"),
+        ("current: {}", "models: 2026-02-31", "not YAML"),
         (TEXT, "- 1", "expected a map"),
     ],
 )

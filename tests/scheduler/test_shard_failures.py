@@ -13,6 +13,7 @@ from shard_parts import MS, FakeFrontend, FakeWorker, S, World, spec, world
 from broker.server import Broker
 from scheduler import fleet
 from scheduler.shard import Settings, Shard
+from symphony.bus import BusError
 from symphony.status import Status, SymphonyError
 
 LEASE = {"lease_ms": 600}
@@ -25,6 +26,22 @@ def _end(w: World, worker: FakeWorker, how: str) -> None:
         worker.node.membership.leave()
     else:  # its links stand, but nothing is heard of it
         w.nodes.crash(worker.node)
+
+
+def test_an_address_that_is_not_of_this_machine_is_told_and_nothing_is_left() -> None:
+    shard = Shard(
+        Settings(
+            id="shard-0",
+            registry=ANY_PORT,
+            publish=ANY_PORT,
+            subscribe=ANY_PORT,
+            host="192.0.2.1",
+            insecure=True,
+        )
+    )
+    with pytest.raises(BusError, match=r"192\.0\.2\.1"):
+        shard.start()
+    shard.close()
 
 
 @pytest.mark.parametrize("how", ["link", "leave", "death"])

@@ -97,9 +97,10 @@ def test_files_and_settings(tmp_path: Path) -> None:
     path = tmp_path / "e.yaml"
     with pytest.raises(ExperimentError, match=r"cannot read the experiment .*No such file"):
         load_experiment(path)
-    path.write_text("gpus: [")
-    with pytest.raises(ExperimentError, match="not YAML"):
-        load_experiment(path)
+    for text in ("gpus: [", "gpus: 2026-02-31", "gpus: " + 2_000 * "["):
+        path.write_text(text)
+        with pytest.raises(ExperimentError, match="not YAML"):
+            load_experiment(path)
     path.write_text("just text")
     with pytest.raises(ExperimentError, match="expected a map"):
         load_experiment(path)

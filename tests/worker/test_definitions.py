@@ -71,6 +71,7 @@ def test_a_missing_file_names_the_zoo(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("name: [unclosed", r"mine.yaml: not YAML: "),
+        ("name: 2026-02-31", r"mine.yaml: not YAML: "),
         ("- a\n- b\n", r"mine.yaml: expected a map with name, slo_ms"),
         ("", r"mine.yaml: expected a map"),
         ("1: 2\n", r"mine.yaml: expected keys that are words"),
