@@ -180,9 +180,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         tables = {name: profiles.made[name][how.precision].profile(how.max_batch) for name in names}
         budget.begin("live")
         rows, points = [], []
-        factors = list(map(float, options.slo_factors.split(",")))
+        factors, least_s = list(map(float, options.slo_factors.split(","))), 0.0
         for position, factor in enumerate(factors):
-            if position and not budget.left_s():
+            if position and budget.left_s() < max(least_s, 1.0):
                 budget.left_out.append(f"SLO {factor:g} l(1)")
                 continue
             try:
@@ -193,6 +193,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 continue
             rows += found
             points.append(point)
+            least_s = point["least_s"]
         budget.begin("plain loop")
         loop = plain(how, names, points, budget) if points else {}
         budget.end()

@@ -134,7 +134,8 @@ def test_everything_is_put_together_and_shown(monkeypatch: pytest.MonkeyPatch) -
         row = dict.fromkeys(("goodput_rps", "fluid_ideal_rps", "share", "busy_share", "bad_share"), 0.5)
         row |= {"predicted_vs_measured_p99": 0.01, "gap_p50_us": None, "mean_batch": 1.0}
         rows = [{"model": name, "slo_factor": factor, "slo_ms": 10.0, **row} for name in names]
-        return rows, {"name": f"{factor:g}", "rates": [1.0] * len(names), "slo_ms": [10.0] * len(names)}
+        point = {"rates": [1.0] * len(names), "slo_ms": [10.0] * len(names), "least_s": 40.0}
+        return rows, {"name": f"{factor:g}", **point}
 
     monkeypatch.setattr(gpu.Profiles, "_one", one)
     monkeypatch.setattr(gpu, "live", live)
@@ -154,6 +155,10 @@ def test_everything_is_put_together_and_shown(monkeypatch: pytest.MonkeyPatch) -
     shown = gpu.show(found)
     assert "left out: SLO 5 l(1): the cluster is not ready" in shown
     assert found["device"] == "g"
+    options.limit = 60.0
+    assert gpu.measure(options)["left_out"] == ["SLO 5 l(1)", "SLO 10 l(1)"], (
+        "40 s are not left after the first"
+    )
 
 
 def test_batches_are_judged_by_their_times() -> None:
