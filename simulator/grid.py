@@ -37,23 +37,13 @@ from symphony.profile import Profile
 from .engine import cluster_of
 from .experiment import DEFAULT_MAX_BATCH, Experiment, ExperimentError, explain, parse_experiment, read_yaml
 from .fluid import fluid_scale
-from .goodput import LIMIT, bad_share
+from .grid_search import CLAIRVOYANT, search
 from .runs import check_policy
 from .system import Cluster
 from .zoo import zoo_row
 
-COARSE = 0.02
-"""The bisection's precision."""
-NEAR = (-0.08, -0.06, -0.045, -0.03, -0.02, -0.01, 0.0, 0.01, 0.02, 0.03, 0.045, 0.06)
-"""Rates around its end at which a policy that is not behind is run, too."""
-LOWEST = 0.01
-"""Shares of the fluid ideal below this count as nothing."""
 OWN = ("adaptive", "plans", "rules", "recording", "rehearsal")
 """Modules of the core that only ``adaptive`` uses."""
-BEHIND = 0.95
-"""A policy below this share of the cell's best is found to ``COARSE`` only."""
-
-
 LEARNED = 1.645
 """Standard deviations from the mean to the 95th percentile, which is what a shard learns as its margin."""
 
@@ -199,70 +189,12 @@ def version(policy: str) -> str:
     if policy.partition(":")[0] != "adaptive":
         sources = [path for path in sources if path.stem not in OWN]
     sources += (here / "baselines").glob("*.py")
+    if policy == CLAIRVOYANT:
+        sources = [here / "clairvoyant.py", here / "arrivals.py"]
     digest = hashlib.sha256()
     for path in sorted(sources):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def search(experiment: Experiment, policy: str, best: float) -> float:
-    """The factor on the rates at which bad is 1 %; ``best``: the largest that another policy reached.
-
-    Under bursts the bad share of a finite run does not rise steadily with the rate, and a bisection ends
-    at any of its crossings of 1 %. So the neighbourhood of the first one is looked at too, and what counts
-    is where the rising curve that fits all these runs best (least squares) crosses 1 %.
-    """
-    bad: dict[float, float] = {}
-
-    def good(scale: float) -> bool:
-        bad[scale] = bad_share(experiment, policy, scale)
-        return bad[scale] < LIMIT
-
-    low, high = 0.0, best or 1.0
-    step = 1.05
-    while good(high):
-        low, high = high, high * step
-        step *= 1.05
-    step = 0.05
-    while low == 0.0:
-        below = high * (1 - step)
-        if below < LOWEST:
-            return 0.0
-        if good(below):
-            low = below
-        else:
-            high = below
-            step = min(0.5, 2 * step)
-    while high - low > COARSE * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if good(middle) else (low, middle)
-    if high >= BEHIND * best:
-        for offset in NEAR:
-            good((1 + offset) * low)
-    while crossing(bad, LIMIT) == 0.0 and min(bad) > LOWEST:
-        good(0.95 * min(bad))
-    return crossing(bad, LIMIT)
-
-
-def crossing(bad: dict[float, float], limit: float) -> float:
-    """Where the non-decreasing fit of these shares (isotonic regression) crosses the limit; 0 if nowhere."""
-    scales = sorted(bad)
-    pools: list[list[float]] = []  # mean, runs
-    for scale in scales:
-        pools.append([bad[scale], 1.0])
-        while len(pools) > 1 and pools[-2][0] >= pools[-1][0]:
-            share, runs = pools.pop()
-            pools[-1][0] = (pools[-1][0] * pools[-1][1] + share * runs) / (pools[-1][1] + runs)
-            pools[-1][1] += runs
-    fitted = np.repeat([pool[0] for pool in pools], [int(pool[1]) for pool in pools])
-    above = int(np.searchsorted(fitted, limit))
-    if above == 0:
-        return 0.0
-    if above == len(scales):
-        return scales[-1]
-    left, right = scales[above - 1], scales[above]
-    share = (limit - fitted[above - 1]) / (fitted[above] - fitted[above - 1])
-    return float(left + share * (right - left))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -293,6 +225,10 @@ def summarize_lines(lines: list[dict[str, Any]], judged: str) -> list[dict[str, 
             continue
         mean = {policy: float(np.mean([found[s] for s in seeds])) for policy, found in policies.items()}
         own = mean.pop(judged)
+        bound = mean.pop(CLAIRVOYANT, None)
+        if not mean:
+            continue
+        ideal = about[cell]["ideal"]
         rival = max(mean, key=lambda policy: mean[policy])
         pairs = [policies[judged][s] / max(1e-9, policies[rival][s]) for s in sorted(seeds)]
         rows.append(
@@ -301,7 +237,8 @@ def summarize_lines(lines: list[dict[str, Any]], judged: str) -> list[dict[str, 
                 "axes": about[cell]["axes"],
                 "seeds": len(seeds),
                 "rps": own,
-                "ideal": own / about[cell]["ideal"],
+                "ideal": own / ideal,
+                "to_bound": None if bound is None else own / min(bound, ideal),
                 "best": rival,
                 "to_best": own / mean[rival] if mean[rival] else float("inf"),
                 "spread": float(np.ptp(pairs)),
@@ -340,7 +277,7 @@ def run(
         todo = [cell for cell in cells(grid) if all(str(cell.axes.get(key)) == v for key, _, v in wanted)]
         if sample is not None and sample < len(todo):
             todo = random.Random(1).sample(todo, sample)
-        for policy in policies or grid.policies:
+        for policy in set(policies or grid.policies) - {CLAIRVOYANT}:
             check_policy(
                 policy, cluster_of(todo[0].experiment) if todo else cluster_of(next(cells(grid)).experiment)
             )
@@ -410,8 +347,14 @@ def report(path: Path, lines: Path, worst: int, trust: tuple[str, ...], as_json:
         return
     if not rows:
         raise click.ClickException(f"{lines}: no cell has {grid.judged} and another policy")
-    for key, text in (("to_best", "of the best other"), ("ideal", "of the fluid ideal")):
-        values = np.array([row[key] for row in rows])
+    for key, text in (
+        ("to_best", "of the best other"),
+        ("ideal", "of the fluid ideal"),
+        ("to_bound", "of the lesser of fluid ideal and clairvoyant bound"),
+    ):
+        values = np.array([row[key] for row in rows if row[key] is not None])
+        if not len(values):
+            continue
         marks = ", ".join(f"{q} % {np.percentile(values, q):.3f}" for q in (0, 5, 25, 50, 75, 100))
         click.echo(f"{len(values)} cells, {grid.judged} as a share {text}: {marks}")
     values = np.array([row["to_best"] for row in rows])

@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from .window import Window
 
 RULES: Final = (
-    ("planned", "burst"),
-    ("planned", "usual"),
-    ("eager", "usual"),
-    ("eager", "burst"),
-    ("target", "usual"),
-    ("deferred", "usual"),
-    ("deferred", "burst"),
+    ("planned", "burst", False),
+    ("planned", "usual", False),
+    ("planned", "burst", True),
+    ("eager", "usual", False),
+    ("eager", "usual", True),
+    ("target", "usual", True),
+    ("deferred", "usual", False),
+    ("deferred", "usual", True),
 )
-"""When to start and which drop target, in order of preference: without losses, the first."""
+"""When to start, which drop target, and whether with the cushion; in order of preference: without losses,
+the first."""
 
 SLACK: Final = 0.2
 """Idle share from which the sustaining batch is all that is waited for; at half of it, the full one."""
@@ -84,13 +86,14 @@ def planned_early(plan: Plan, pressed: int) -> Ints:
 
 def thresholds(rule: int, plan: Plan, pressed: int) -> Thresholds:
     """What the rule of that number says under this plan."""
-    start, drops = RULES[rule]
+    start, drops, cushioned = RULES[rule]
     target = plan.target if drops == "burst" else plan.usual
     none = np.zeros_like(target)
+    cushion = plan.cushion if cushioned else none
     if start == "planned":
-        return Thresholds(planned_early(plan, pressed), plan.guard, target, plan.cushion)
+        return Thresholds(planned_early(plan, pressed), plan.guard, target, cushion)
     early = {"eager": none + 1, "target": plan.usual, "deferred": none + NEVER}[start]
-    return Thresholds(early, none, target, plan.cushion)
+    return Thresholds(early, none, target, cushion)
 
 
 def install(core: Window, row: Ints, told: Thresholds) -> None:

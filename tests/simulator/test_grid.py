@@ -10,18 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 import simulator.grid
+import simulator.grid_search
 from simulator.experiment import Experiment, ExperimentError
-from simulator.grid import (
-    BEHIND,
-    COARSE,
-    cells,
-    crossing,
-    load_grid,
-    main,
-    read_lines,
-    search,
-    summarize_lines,
-)
+from simulator.grid import cells, load_grid, main, read_lines, summarize_lines
+from simulator.grid_search import BEHIND, COARSE, crossing, search
 
 EXPERIMENTS = Path(simulator.grid.__file__).parent / "experiments"
 GRID = """
@@ -85,7 +77,7 @@ def test_the_search_finds_the_limit(monkeypatch: pytest.MonkeyPatch, limit: floa
     def bad(_: Experiment, __: str, scale: float) -> float:
         return 0.0 if scale < limit else 0.5
 
-    monkeypatch.setattr(simulator.grid, "bad_share", bad)
+    monkeypatch.setattr(simulator.grid_search, "bad_share", bad)
     found = search(None, "eager", best)  # type: ignore[arg-type]
     wide = COARSE if limit < BEHIND * best else COARSE / 2
     assert limit * (1 - 1.1 * wide) <= found <= limit * (1 + 1.1 * wide)
@@ -134,3 +126,15 @@ def test_the_report_compares_on_common_seeds() -> None:
     assert (row["seeds"], row["best"], row["rps"]) == (2, "eager", 95)
     assert row["to_best"] == pytest.approx(0.95)
     assert row["spread"] == pytest.approx(90 / 80 - 100 / 120)
+
+
+def test_the_bound_is_no_rival_and_judged_by_the_lesser_of_bound_and_ideal() -> None:
+    lines = [
+        {"cell": "a", "axes": {}, "seed": 1, "policy": policy, "rps": rps, "ideal": 100.0}
+        for policy, rps in (("adaptive", 60.0), ("eager", 50.0), ("clairvoyant", 80.0))
+    ]
+    (row,) = summarize_lines(lines, "adaptive")
+    assert row["best"] == "eager"
+    assert row["to_bound"] == pytest.approx(0.75)
+    assert summarize_lines([lines[0], lines[2]], "adaptive") == []
+    assert summarize_lines(lines[:2], "adaptive")[0]["to_bound"] is None
