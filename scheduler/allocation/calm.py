@@ -23,7 +23,7 @@ whole GPUs costs half a GPU per shard on average, and small clusters should not 
 PEAK: Final = 4.0
 """Times the tolerance: by how much the largest load of a shard may exceed the best plan's."""
 LITTLE: Final = 4.0
-"""Busy GPUs, times the tolerance, that it may do so besides: nothing is worth moving for a fifth of a GPU."""
+"""Times the tolerance: the share of a shard's GPUs that its load may take without any need to be relieved."""
 KEEP: Final = 2.0
 """Times the tolerance: by how much of it a shard's load may exceed the planned headroom."""
 
@@ -38,8 +38,10 @@ class Band:
 
     @classmethod
     def of_bound(cls, problem: Problem, bound: Bound, now: Division) -> Band:
-        """Around what no plan can beat."""
-        return cls._around(problem, bound.unserved, bound.gpus, bound.peak, now)
+        """Around what no plan can beat; where shards have many GPUs for their load, balance is no matter."""
+        band = cls._around(problem, bound.unserved, bound.gpus, bound.peak, now)
+        least = min((sum(held) for held in now.gpus if sum(held)), default=0)
+        return replace(band, peak=max(band.peak, LITTLE * problem.cluster.tolerance * least))
 
     @classmethod
     def of_plan(cls, problem: Problem, best: Division) -> Band:
@@ -53,7 +55,7 @@ class Band:
         return cls(
             missed * (1 + tolerance) + EPSILON * max(1.0, missed),
             gpus + math.floor(tolerance * (gpus + PER_SHARD * used) + EPSILON),
-            peak * (1 + PEAK * tolerance) + LITTLE * tolerance + EPSILON * max(1.0, peak),
+            peak * (1 + PEAK * tolerance) + EPSILON * max(1.0, peak),
         )
 
     def holds(self, division: Division) -> bool:

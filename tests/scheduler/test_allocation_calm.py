@@ -72,14 +72,14 @@ def test_a_new_model_is_placed_without_moving_the_others() -> None:
     assert {pair for pair in pairs(again) if pair[0] != "m19"} == pairs(plan)
 
 
-def test_a_fraction_of_a_gpu_is_not_worth_a_move() -> None:
+def test_balance_is_no_matter_where_gpus_are_plenty() -> None:
     """Hundreds of GPUs that would load, for shards that are busy with a tenth and with six tenths of one."""
     what = replace(cluster(20, 4, 100, gpus=2_000), spares=True)
     plan = allocate(what, time_limit_s=2)
     lean = [model.name for model in what.models if plan.placements[model.name].keys() == {"shard-0"}]
     factors = [6.0 if model.name in lean else 1.0 for model in what.models]
     again = allocate(after(scaled(what, factors), plan), time_limit_s=2)
-    assert again.moved <= 1
+    assert again.moved == 0
 
 
 def test_a_lost_shard_gives_its_models_to_the_others() -> None:
