@@ -109,6 +109,9 @@ class Observed:
     def gpus(self, now: int, gpus: Column, out: Column) -> dict[str, list[Any]]:
         """Columns: ``number``, ``busy`` (share since the last report), ``idle_ms`` (since its last batch).
 
+        How long a batch took is known when it has ended: what does not fit between two reports is told with
+        the next ones, so that shares are late by as much as batches are long, and right on average.
+
         Args:
             now: cluster time, ns.
             gpus: numbers of those that the shard uses, rising.
@@ -118,12 +121,14 @@ class Observed:
             return {"number": [], "busy": [], "idle_ms": []}
         self._reserve(int(gpus[-1]) + 1)
         elapsed = max(1, now - self._told_at) if self._told_at else 0
-        share = (self._busy - self._told) / elapsed if elapsed else np.zeros(self._busy.size)
-        self._told, self._told_at = self._busy.copy(), now
+        told = np.clip(self._busy - self._told, 0, elapsed)
+        self._told = np.maximum(self._told + told, self._busy - LONGEST_NS) if elapsed else self._busy.copy()
+        self._told_at = now
+        share = told / max(1, elapsed)
         idle = np.where(self._ended > 0, (now - self._ended) // 1_000_000, -1)
         idle[out[out < idle.size]] = 0
         return {
             "number": gpus.tolist(),
-            "busy": np.round(np.clip(share[gpus], 0.0, 1.0), 3).tolist(),
+            "busy": np.round(share[gpus], 3).tolist(),
             "idle_ms": np.maximum(idle[gpus], -1).tolist(),
         }

@@ -373,6 +373,33 @@ def test_rates_waits_and_sizes_by_model_and_idle_times_by_gpu() -> None:
     assert "gpu" not in summary(report)
 
 
+def test_a_batch_that_outlasts_reports_is_told_with_the_next_ones() -> None:
+    core, table = _table("a")
+    stats = Stats()
+    stats.report(S, core, table, np.array([0, 1]), NONE_OUT)
+    stats.completed(_back(0, 1, 1, S, 4 * S - S // 2), 1)  # on GPU 0, for 2.5 s
+    busy = [
+        stats.report(second * S, core, table, np.array([0, 1]), NONE_OUT)["gpu"]["busy"]
+        for second in range(4, 9)
+    ]
+    assert busy == [[0.833, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]], (
+        "three seconds in one report"
+    )
+    stats.completed(_back(0, 1, 1, 8 * S, 10 * S + S // 2), 1)
+    busy = [
+        stats.report(second * S, core, table, np.array([0, 1]), NONE_OUT)["gpu"]["busy"]
+        for second in range(9, 13)
+    ]
+    assert busy == [[1.0, 0.0], [1.0, 0.0], [0.5, 0.0], [0.0, 0.0]]
+    for _ in range(100):  # a worker that lies
+        stats.completed(_back(0, 1, 1, 0, LONGEST_BATCH_NS), 1)
+    told = [
+        stats.report((13 + second) * S, core, table, np.array([0, 1]), NONE_OUT)["gpu"]["busy"][0]
+        for second in range(70)
+    ]
+    assert told == [1.0] * 61 + [0.0] * 9, "no more than one of the longest batches is owed"
+
+
 def test_the_oldest_wait_is_that_of_the_head_of_the_queue() -> None:
     core, table = _table("a")
     core.add_gpu(0, 1, 0, [0])
