@@ -147,11 +147,11 @@ class Shard:
             woke = lap(WAIT)
             self.timers.fire()
             lap(TIMERS)
+            self._read_completions()  # before the news that their worker has gone
+            lap(COMPLETIONS)
             self._follow_members()
             self._follow_links()
             lap(MEMBERS)
-            self._read_completions()
-            lap(COMPLETIONS)
             self._read_submits()
             lap(SUBMITS)
             self.timers.look_ahead(self._pace.cycle_ns)
@@ -270,14 +270,14 @@ class Shard:
         self._act(lost=True)
 
     def _read_completions(self) -> None:
-        if self._done not in self._ready:
-            return
         messages = []
         for frames in drain(self._done):
             if len(frames) == 2:
                 messages.append(frames[1])
             else:
                 self.faults.count("done-malformed", f"{len(frames)} frames instead of two")
+        if not messages:
+            return
         done = wire.join_dones(messages)
         for error in done.errors:
             self.faults.count(f"done-{error.reason}", error)

@@ -62,6 +62,36 @@ def test_what_was_out_on_a_lost_worker_is_sent_again(how: str) -> None:
         assert not w.shard.shard.core.has_gpu(one.batches[0][1])
 
 
+def test_a_worker_that_leaves_with_its_last_completion_leaves_nothing_unanswered() -> None:
+    """The shard sees both in one turn, and believes the completion: its requests have had their results."""
+    with world(LEASE) as w:
+        worker = w.worker("one", [spec("m", max_batch=4)])
+        front = w.frontend()
+        keys = front.submit(w.shard, [0] * 4)
+        w.until(lambda: worker.keys == keys)
+        shard, gate, held = w.shard.shard, threading.Event(), threading.Event()
+        wait = shard._wait
+
+        def held_back() -> None:
+            held.set()
+            assert gate.wait(20)
+            wait()
+
+        shard._wait = held_back  # type: ignore[method-assign]
+        w.until(held.is_set)
+        worker.complete(*worker.batches, size=4)
+        w.until(lambda: not worker._unsent)
+        worker.node.membership.leave()
+        assert front.node is not None
+        w.until(lambda: "one" not in front.node.membership.members)  # type: ignore[union-attr]
+        gate.set()
+        w.until(lambda: "one" not in shard.membership.members and not shard.fleet.out)
+        again = front.submit(w.shard, [0])
+        w.until(lambda: set(front.told) == set(again))
+        assert front.told == dict.fromkeys(again, Status.UNAVAILABLE)
+        assert w.shard.counts.get("completion-of-unknown-batch", 0) == 0
+
+
 @pytest.mark.parametrize("how", ["link", "leave", "death"])
 def test_without_another_worker_the_caller_is_told_unavailable(how: str) -> None:
     with world(LEASE, policy="deferred", overdue_ns=0) as w:
