@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,10 +13,13 @@ import zmq
 from cluster_parts import ANY_PORT, Node, Nodes, nodes_of, running_broker
 
 from broker.server import Broker
+from scheduler.core.machine import Core
 from scheduler.shard import Settings, Shard
+from scheduler.table import ModelTable
 from symphony import wire
 from symphony.bus import Bus, Sock, drain, send
 from symphony.control import ModelSpec
+from symphony.faults import Faults
 from symphony.status import Status
 
 MS = 1_000_000
@@ -27,6 +31,15 @@ def spec(name: str, slo_ms: float = 10_000, max_batch: int = 8, ms: float = 1.0)
     return ModelSpec(
         name=name, slo_ms=slo_ms, max_batch=max_batch, profiles={"t": [round(ms * MS)] * max_batch}
     )
+
+
+def make_table(*names: str) -> tuple[Core, ModelTable]:
+    """A core and its table with these models."""
+    core = Core("eager")
+    table = ModelTable(core, Faults(logging.getLogger(__name__)))
+    for name in names:
+        table.learn(0, spec(name))
+    return core, table
 
 
 class RunningShard:
