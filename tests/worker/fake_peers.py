@@ -271,3 +271,8 @@ def running(
         peers.until(lambda: not thread.is_alive(), 30, "the worker's end")
         thread.join()
         worker.errors = errors  # type: ignore[attr-defined]
+
+
+def answered(frontend: FakeFrontend, keys: list[int]) -> Any:
+    """A condition: every one of these keys has its answer."""
+    return lambda: all(key in frontend.answers for key in keys)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import time
@@ -12,52 +11,18 @@ import numpy as np
 import pytest
 from fake_device import FakeDevice, definition, double, executor
 from helpers import wait_until
+from loading_parts import batch, failure, run, until_held
 
 from symphony import tensors
 from symphony.status import Status, SymphonyError
 from worker.batch import Batch, Payload
-from worker.definition import Definition, load_definition
+from worker.definition import Definition
 from worker.device import OutOfMemory
 from worker.emulated_models import EmulatedModels
 from worker.executor import Executor
-from worker.lifecycle import Change, State
-from worker.versions import SETTLE_NS, Versions, fingerprint
+from worker.lifecycle import State
 
 MB = 1 << 20
-
-
-def batch(value: float, model: str = "double") -> Batch:
-    made = Batch(0, 0, model, np.zeros(1, dtype=np.uint64), np.zeros(1, dtype=np.int64), 0, 0)
-    dtype, shape, frame = tensors.encode(np.array([value, 0], dtype=np.float32))
-    made.inputs[0] = Payload(["x"], [[dtype, shape]], [frame])
-    return made
-
-
-def run(made: Executor, *batches: Batch) -> None:
-    for one in batches:
-        made.submit(one)
-    left = set(map(id, batches))
-
-    def over() -> bool:
-        left.difference_update(map(id, made.finished()))
-        return not left
-
-    wait_until(over)
-
-
-def until_held(made: Executor, *names: str) -> None:
-    wait_until(lambda: (made.finished(), set(made.held().profiles) == set(names))[1])
-
-
-def failure(made: Executor) -> Change:
-    seen: list[Change] = []
-
-    def failed() -> list[Change]:
-        made.finished()
-        seen.extend(change for change in made.changes() if change.state == State.FAILED)
-        return seen
-
-    return wait_until(failed)[0]
 
 
 def test_a_model_is_added_and_another_removed_while_batches_run() -> None:
@@ -300,136 +265,6 @@ def test_the_first_models_must_load() -> None:
     with pytest.raises(Exception, match=r"model 'double': needs 3 MB, 1 MB are free"):
         wait_until(made.ready)
     assert made.close()
-
-
-# -- versions --------------------------------------------------------------------------------------
-
-
-def test_a_fingerprint_changes_with_the_definition_and_with_its_files(tmp_path: Any) -> None:
-    weights, module = tmp_path / "w.safetensors", tmp_path / "mine.py"
-    weights.write_bytes(b"1")
-    module.write_text("1")
-
-    def mark(**change: Any) -> str:
-        values = {"loader": "mine:load", "options": {"weights": "w.safetensors"}} | change
-        return fingerprint(definition(**values).model_copy(update={"base": tmp_path}))
-
-    first = mark()
-    assert re.fullmatch(r"[0-9a-f]{16}", first)
-    assert mark() == first
-    assert mark(slo_ms=50) != first
-    weights.write_bytes(b"12")
-    second = mark()
-    assert second != first
-    os.utime(module, ns=(1, 1))
-    assert mark() != second
-
-
-YAML = """
-name: mine
-slo_ms: {slo}
-max_batch: 4
-loader: mine:load
-weights: w.pt
-finite: {finite}
-inputs: [{{name: x, dtype: FP32, shape: [2]}}]
-outputs: [{{name: y, dtype: FP32, shape: []}}]
-"""
-
-
-class Folder:
-    """A definition's file and its weights; :meth:`look` is a second later each time."""
-
-    def __init__(self, path: Any) -> None:
-        self.yaml, self.weights = path / "mine.yaml", path / "w.pt"
-        self.weights.write_bytes(b"1")
-        self.write()
-        self.asked = load_definition(str(self.yaml))
-        self.versions = Versions()
-        self.now = 0
-
-    def write(self, slo: float = 100, finite: str = "false") -> None:
-        self.yaml.write_text(YAML.format(slo=slo, finite=finite))
-
-    def look(self) -> tuple[Definition, str]:
-        self.now += SETTLE_NS
-        return self.versions.look(self.now, self.asked)
-
-
-def test_a_definition_that_changes_is_read_again_once_it_is_left_alone(tmp_path: Any) -> None:
-    folder = Folder(tmp_path)
-    first = folder.look()
-    assert first[0] == folder.asked
-    folder.write(finite="true")
-    assert folder.look() == first, "it may still be being written"
-    folder.write(finite="true ")
-    assert folder.look() == first, "it was"
-    changed, mark = folder.look()
-    assert (changed.finite, mark == first[1]) == (True, False)
-    assert folder.look() == (changed, mark)
-    assert folder.versions.errors() == {}
-
-
-def test_weights_that_change_are_another_version_once_they_are_left_alone(tmp_path: Any) -> None:
-    folder = Folder(tmp_path)
-    _, first = folder.look()
-    folder.weights.write_bytes(b"12")
-    assert folder.look()[1] == first
-    folder.weights.write_bytes(b"123")
-    assert folder.look()[1] == first
-    _, second = folder.look()
-    assert second != first
-    folder.weights.write_bytes(b"1234")
-    assert folder.versions.look(folder.now + 1, folder.asked)[1] == second
-    assert folder.versions.look(folder.now + 2, folder.asked)[1] == second, "not a second later yet"
-
-
-def test_a_definition_that_becomes_unusable_changes_nothing_and_is_told(tmp_path: Any) -> None:
-    folder = Folder(tmp_path)
-    first = folder.look()
-    folder.yaml.write_text("name: [")
-    folder.look()
-    assert folder.look() == first
-    assert "mine.yaml: not YAML" in folder.versions.errors()["mine"]
-    folder.write(slo=50)
-    folder.look()
-    assert folder.look() == first
-    assert "slo_ms is another" in folder.versions.errors()["mine"]
-    folder.yaml.unlink()
-    folder.look()
-    assert folder.look() == first
-    folder.write(finite="true")
-    folder.look()
-    assert folder.look()[0].finite
-    assert folder.versions.errors() == {}
-
-
-def test_what_is_wanted_otherwise_counts_at_once(tmp_path: Any) -> None:
-    folder = Folder(tmp_path)
-    folder.look()
-    folder.asked = folder.asked.model_copy(update={"memory_mb": 7})
-    assert folder.look()[0].memory_mb == 7
-    folder.versions.keep(set())
-    assert folder.versions._followed == {}
-
-
-def test_a_definition_that_changes_is_loaded_beside_the_old_one(tmp_path: Any) -> None:
-    folder = Folder(tmp_path)
-    device = FakeDevice()
-    asked = folder.asked.model_copy(update={"profile": definition().profile})
-    with executor(device, asked) as made:
-        (before,) = made.versions().values()
-        assert re.fullmatch(r"[0-9a-f]{16}#1", before)
-        folder.yaml.write_text(YAML.format(slo=100, finite="true") + "profile: {alpha_ms: 1, beta_ms: 1}\n")
-        wait_until(lambda: (made.finished(), made.versions()["mine"].endswith("#2"))[1])
-        assert made.held().definitions["mine"].finite
-        folder.yaml.write_text("broken: true\n")
-        change = failure(made)
-        assert "broken: unknown key" in change.reason
-        assert made.failed().keys() == {"mine"}
-        good = batch(1, "mine")
-        run(made, good)
-        assert good.status.tolist() == [Status.OK]
 
 
 # -- emulated devices ------------------------------------------------------------------------------
