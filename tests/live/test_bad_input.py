@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgpack
 import psutil
 import pytest
 import zmq
@@ -85,7 +86,7 @@ def _propose(running: Cluster, stamp: PlanStamp, base: PlanStamp | None) -> cont
         return control.decode_control(sock.recv_multipart()[0])
 
 
-def test_plans_of_an_older_epoch_and_a_second_worker_of_the_same_id(tmp_path: Path) -> None:
+def test_older_plans_a_strangers_statistics_and_a_second_worker_of_the_same_id(tmp_path: Path) -> None:
     with (
         cluster(tmp_path, SHARDED) as running,
         Caller(running.registry, running.subscribe, "net", rate=60) as caller,
@@ -104,6 +105,18 @@ def test_plans_of_an_older_epoch_and_a_second_worker_of_the_same_id(tmp_path: Pa
         answer = _propose(running, PlanStamp(epoch=have.epoch + 50, leader="shard-1"), None)
         assert isinstance(answer, Declined)
         assert "is in force" in answer.reason
+
+        with Bus() as bus:
+            stranger = bus.connect(zmq.PUB, running.publish)
+            body = msgpack.packb(
+                {"at": 1, "models": {"net": {"offered": 1, "queued": 0}}, "busy_share": 1, "gpus": 1}
+            )
+
+            def refused() -> bool:
+                send(stranger, [b"stats.stranger", body])
+                return "stats-of-a-stranger" in running.log
+
+            wait_until(refused, 30, "the leader to say whose statistics it does not take")
 
         links = (
             "--registry",
