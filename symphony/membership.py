@@ -388,10 +388,9 @@ class Membership:
             return False
         self._stats = None
         # An update may have been lost with a connection: repeat it until it has been published.
-        published = self.members.get(self.me.id)
-        if self.synced and published is not None:
+        if self.synced and self.me.id in self.members:
             missing = any(model.name not in self.models for model in self._announced)
-            if missing or not same_record(published, self.me):
+            if missing or not self._replica.publishes(self.me):
                 self._send_update()
         return True
 

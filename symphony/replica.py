@@ -27,6 +27,7 @@ TOPICS: Final = ("member", "model", "plan")
 SETTLE_NS: Final = 50_000_000
 """How long a number may be ahead of the events: they come over another connection."""
 MAX_KEPT: Final = 10_000
+_RECORD: Final = tuple(name for name in Member.model_fields if name != "stats")
 
 
 @dataclass(slots=True, frozen=True)
@@ -80,11 +81,24 @@ class Replica:
         self._kept: list[tuple[Stamp, RegistryEvent]] = []
         self._behind_since: int | None = None
         self._hold_until: int | None = None
+        self._compared: tuple[Member | None, Member | None, bool] = (None, None, False)
 
     @property
     def synced(self) -> bool:
         """Whether a snapshot of the present broker has been applied and no loss is known."""
         return self._have is not None
+
+    def publishes(self, member: Member) -> bool:
+        """Whether the record published for this id is this one, but for ``stats``; cheap to ask again.
+
+        Records are never changed in place, so the same two are compared once: every heartbeat asks, and a
+        worker's record may have thousands of GPUs.
+        """
+        published = self.members.get(member.id)
+        if self._compared[0] is not published or self._compared[1] is not member:
+            same = published is not None and same_record(published, member)
+            self._compared = (published, member, same)
+        return self._compared[2]
 
     def due(self, now: int) -> bool:
         """Whether a snapshot should be asked for."""
@@ -189,15 +203,15 @@ class Replica:
 
     def _put_member(self, member: Member) -> list[Change]:
         old = self.members.get(member.id)
-        if old == member:
+        if old is not None and same_record(old, member):
+            if old.stats != member.stats:
+                self.members[member.id] = old.model_copy(update={"stats": member.stats})
             return []
         self.members[member.id] = member
         if old is None:
             return [MemberChanged("join", member)]
         if old.incarnation != member.incarnation:
             return [MemberChanged("death", old), MemberChanged("join", member)]
-        if same_record(old, member):
-            return []
         return [MemberChanged("update", member)]
 
     def _remove(self, event: Literal["join", "update", "leave", "death"], member: Member) -> list[Change]:
@@ -210,4 +224,4 @@ class Replica:
 
 def same_record(one: Member, other: Member) -> bool:
     """Equal but for ``stats``, which heartbeats carry and no event tells of."""
-    return one == other or one.model_copy(update={"stats": other.stats}) == other
+    return one is other or all(getattr(one, name) == getattr(other, name) for name in _RECORD)

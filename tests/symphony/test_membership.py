@@ -86,6 +86,25 @@ def test_an_update_before_the_join_is_answered_is_not_lost() -> None:
         assert [gpu.number for gpu in one.membership.members["two"].gpus] == [0]
 
 
+def test_an_update_that_was_lost_is_repeated_until_it_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_broker() as broker, nodes_of(broker) as nodes:
+        one, two = nodes.add("one", "ops"), nodes.add("two")
+        nodes.until(lambda: one.known == two.known == {"one", "two"} and two.membership.synced)
+        real, tried = two.membership._send, []
+
+        def lossy(message: Any) -> bool:
+            if isinstance(message, control.Update):
+                tried.append(message)
+                return len(tried) < 3 or real(message)
+            return real(message)
+
+        monkeypatch.setattr(two.membership, "_send", lossy)
+        two.membership.update(two.membership.me.model_copy(update={"state": "ready"}))
+        nodes.until(lambda: one.membership.members["two"].state == "ready")
+        nodes.until(lambda: two.membership.members["two"].state == "ready")
+        assert len(tried) >= 3
+
+
 def test_stats_are_in_snapshots() -> None:
     with running_broker() as broker, nodes_of(broker) as nodes:
         node = nodes.add("one", "scheduler")

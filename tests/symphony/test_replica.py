@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from symphony.control import Member, MemberEvent, ModelEvent, ModelSpec, Snapshot, Stamp
 from symphony.plans import ClusterPlan, PlanEvent, PlanStamp
-from symphony.replica import SETTLE_NS, MemberChanged, ModelChanged, PlanChanged, PlanRefused, Replica
+from symphony.replica import (
+    SETTLE_NS,
+    MemberChanged,
+    ModelChanged,
+    PlanChanged,
+    PlanRefused,
+    Replica,
+    same_record,
+)
 
 LEASE = 2_000_000_000
 
@@ -107,6 +116,37 @@ def test_stats_alone_are_no_change_for_the_owner() -> None:
     replica = synced(member("a"))
     assert replica.saw_snapshot(0, snapshot(0, member("a", stats={"x": 1}))) == []
     assert replica.members["a"].stats == {"x": 1}
+
+
+def test_whether_a_record_is_published_is_found_once_for_the_same_two(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[tuple[Member, Member]] = []
+
+    def same(one: Member, other: Member) -> bool:
+        compared.append((one, other))
+        return same_record(one, other)
+
+    monkeypatch.setattr("symphony.replica.same_record", same)
+    gpus = [{"number": i, "type": "t"} for i in range(3)]
+    replica = synced(member("a", gpus=gpus), member("b"))
+    mine = member("a", gpus=gpus, stats={"x": 1})
+    assert not replica.publishes(member("c"))
+    assert [replica.publishes(mine) for _ in range(5)] == [True] * 5
+    assert len(compared) == 1
+    ready = mine.model_copy(update={"state": "ready"})
+    assert [replica.publishes(ready) for _ in range(5)] == [False] * 5
+    assert len(compared) == 2
+    published = (
+        Stamp(broker=1, seq=1),
+        MemberEvent(event="update", member=ready.model_copy(update={"pid": 7})),
+    )
+    assert told(replica.saw_event(*published)) == [("update", "a")]
+    assert not replica.publishes(ready)
+    assert replica.publishes(ready.model_copy(update={"pid": 7}))
+    assert replica.saw_snapshot(0, snapshot(1, member("a", state="ready", gpus=gpus[:2]))) != []
+    assert not replica.publishes(ready)
+    assert replica.members["a"].gpus == mine.gpus[:2]
 
 
 def test_a_restarted_brokers_gaps_are_no_deaths_for_one_lease() -> None:
