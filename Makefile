@@ -13,7 +13,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 STAMP := $(VENV)/.compiled
-CORE := $(wildcard scheduler/core/*.py scheduler/compiled/*.pxd)
+CORE := $(wildcard scheduler/core/*.py scheduler/compiled/*.pxd) \
+	symphony/wire/submits.py $(wildcard symphony/compiled/*.pxd)
 PIP := $(PY) -m pip install --disable-pip-version-check --no-input -c constraints.txt
 
 # Options for the commands behind the targets, e.g. `make test ARGS="-k wire -x"`.

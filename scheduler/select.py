@@ -9,17 +9,14 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from scheduler.core.machine import Core as PythonCore
 from scheduler.core.replay import Replay as PythonReplay
+from symphony.native import overtaken, pure
 
 _log = logging.getLogger(__name__)
-
-UNPACKING_S: Final = 10
-"""Files of one installation may be written that far apart."""
 
 
 @functools.cache
@@ -31,19 +28,16 @@ def compiled_core() -> type[PythonCore] | None:
         return None
     except ValueError as error:  # modules of two builds beside each other
         _log.warning(
-            "the compiled core does not fit together (%s): using Python; `make build` compiles it", error
+            "the compiled core does not fit together (%s): using Python; `make env` compiles it", error
         )
         return None
     here = Path(__file__).parent
-    modules = {path.name.split(".")[0]: path.stat().st_mtime for path in (here / "compiled").glob("*.so")}
-    built = min(modules.values())
+    modules = {path.name.split(".")[0]: path for path in (here / "compiled").glob("*.so")}
     sources = [*(here / "core").glob("*.py"), *(here / "compiled").glob("*.pxd")]
     sources = [path for path in sources if path.stem in modules or path.suffix == ".pxd"]
-    newest = max(sources, key=lambda path: path.stat().st_mtime)
-    if newest.stat().st_mtime > built + UNPACKING_S:
-        _log.warning(
-            "the compiled core is older than %s: using Python; `make build` compiles it", newest.name
-        )
+    newest = overtaken(modules.values(), sources)
+    if newest is not None:
+        _log.warning("the compiled core is older than %s: using Python; `make env` compiles it", newest.name)
         return None
     core: type[PythonCore] = module.Core
     return core
@@ -56,7 +50,7 @@ def flavour() -> str:
 
 def core_class() -> type[PythonCore]:
     """The core to use."""
-    if os.environ.get("SYMPHONY_PURE", "") not in ("", "0"):
+    if pure():
         return PythonCore
     return compiled_core() or PythonCore
 

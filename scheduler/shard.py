@@ -96,6 +96,7 @@ class Shard:
         self._longest_rest_ns = 0
         self._backlog_ns = 0
         self._behind = False
+        self._reader = wire.SubmitReader()
         self._frontends = Frontends(self._bus, settings.id, self.faults)
         self.assignment = Assignment(settings.id)
         self.fleet = Fleet(
@@ -304,15 +305,14 @@ class Shard:
 
     def _joined(self, messages: list[bytes]) -> wire.Submitted:
         """The requests of these messages that are for us; what is wrong with the others is counted."""
-        requests = wire.join_submits(messages, self.membership.me.incarnation)
+        counts = self.stats.offered(len(self.table.names))
+        requests = self._reader.read(messages, self.membership.me.incarnation, counts)
         for error in requests.errors:
             self.faults.count(f"submit-{error.reason}", error)
         for other in requests.others:
             self.faults.count("submit-for-another-incarnation", f"slot {other.slot}")
             refused = np.full(other.key.size, Status.UNAVAILABLE, np.uint8)
             self._frontends.answer(self.clock.now(), other.key, refused, "the shard has restarted")
-        if requests.key.size:
-            self.stats.submitted(requests.model, len(self.table.names))
         return requests
 
     def _shed(self, now: int, requests: wire.Submitted) -> wire.Submitted:

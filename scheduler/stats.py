@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from scheduler.core.machine import Core
 from scheduler.observed import Column, Observed
@@ -47,11 +48,10 @@ class Stats:
             for name in ("_offered", "_served", "_good", "_batches", "_dropped"):
                 setattr(self, name, np.concatenate([getattr(self, name), np.zeros(more, np.int64)]))
 
-    def submitted(self, model: np.ndarray[Any, Any], models: int) -> None:
-        """Requests came in: a column of model numbers, those of unknown models among them."""
+    def offered(self, models: int) -> npt.NDArray[np.int64]:
+        """The counters of requests that have come in, of the first ``models`` models, to be added to."""
         self._grow(models)
-        counts = np.bincount(model[model < models], minlength=models)
-        self._offered[: len(counts)] += counts
+        return self._offered[:models]
 
     def dropped(self, model: np.ndarray[Any, Any], models: int) -> None:
         """Requests were dropped: a column of model numbers."""

@@ -49,7 +49,7 @@ from symphony.wire.framing import (
     shown,
     slot_of,
 )
-from symphony.wire.joined import Completed, Submitted, join_dones, join_submits
+from symphony.wire.joined import Completed, SubmitReader, Submitted, join_dones
 from symphony.wire.requests import (
     Answer,
     Submit,
@@ -89,6 +89,7 @@ __all__ = [
     "Result",
     "Results",
     "Submit",
+    "SubmitReader",
     "Submitted",
     "Tensors",
     "WireError",
@@ -109,7 +110,6 @@ __all__ = [
     "encode_submit",
     "encode_tensors",
     "join_dones",
-    "join_submits",
     "kind_of",
     "shown",
     "slot_of",

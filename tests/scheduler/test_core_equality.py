@@ -33,7 +33,7 @@ def test_the_compiled_class_is_really_compiled() -> None:
         pytest.skip("no extension was built beside scheduler/compiled: no C compiler, or not installed")
     core = compiled_core()
     if core is None:
-        pytest.skip("the extensions are older than the sources; `make build` compiles them")
+        pytest.skip("the extensions are older than the sources; `make env` compiles them")
     assert {
         "machine",
         "fleet",

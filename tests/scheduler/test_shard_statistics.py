@@ -20,7 +20,7 @@ def _back(model: int, size: int, good: int, started: int, finished: int, failed:
 def test_counters_by_model() -> None:
     core, table = make_table("a", "b")
     stats = Stats()
-    stats.submitted(np.array([0, 1, 1, 7], np.uint32), 2)
+    stats.offered(2)[:] += (1, 2)
     stats.dropped(np.array([1, 9], np.int64), 2)
     stats.completed(_back(1, 4, 2, 50, 100), 2)
     stats.completed(_back(1, 1, 1, 100, 150, failed=1), 2)  # in time, but failed
@@ -39,9 +39,9 @@ def test_counters_by_model() -> None:
 def test_counters_grow_with_the_table_and_keep_what_they_had() -> None:
     core, table = make_table("a")
     stats = Stats()
-    stats.submitted(np.array([0], np.uint32), 1)
+    stats.offered(1)[0] += 1
     table.learn(0, spec("b"))
-    stats.submitted(np.array([1, 1], np.uint32), 2)
+    stats.offered(2)[1] += 2
     models = stats.report(1, core, table, np.arange(0), NONE_OUT)["models"]
     assert (models["a"]["offered"], models["b"]["offered"]) == (1, 2)
 
@@ -89,7 +89,7 @@ def test_rates_waits_and_sizes_by_model_and_idle_times_by_gpu() -> None:
     core.add_gpu(0, 3, 0, [0, 1])
     stats = Stats()
     for second in range(1, 5):
-        stats.submitted(np.zeros(10 if second % 2 else 30, np.uint32), 2)
+        stats.offered(2)[0] += 10 if second % 2 else 30
         report = stats.report(second * S, core, table, np.array([3, 4]), NONE_OUT)
     assert report["models"]["a"]["rate"] == pytest.approx(70 / 3, abs=0.01)
     assert report["models"]["a"]["rate_cv"] > 0.3
@@ -146,7 +146,7 @@ def test_the_oldest_wait_is_that_of_the_head_of_the_queue() -> None:
 def test_a_heartbeat_carries_the_busiest_models_only() -> None:
     core, table = make_table(*(f"m{i}" for i in range(MOST_TOLD + 5)))
     stats = Stats()
-    stats.submitted(np.full(3, MOST_TOLD + 4, np.uint32), MOST_TOLD + 5)
+    stats.offered(MOST_TOLD + 5)[MOST_TOLD + 4] += 3
     report = stats.report(1, core, table, np.arange(0), NONE_OUT)
     assert len(report["models"]) == MOST_TOLD + 5
     told = summary(report)["models"]

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from array import array
+from typing import Any
+
 import msgpack
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wire_strategies import dones, submits
 
-from symphony import wire
+from symphony import native, wire
+from symphony.wire import framing
+from symphony.wire import submits as submits_source
 
 MINE, ANOTHER = 5, 6
+
+
+class Loops(wire.SubmitReader):
+    """With the source of the compiled loops run as Python."""
+
+    def __init__(self) -> None:
+        super().__init__(compiled=False)
+        self._loops = submits_source.Submits()
+
+
+READERS = [wire.SubmitReader(), wire.SubmitReader(compiled=False), Loops()]
 
 
 def _slow_submits(frames: list[bytes]) -> tuple[list[tuple[int, ...]], int, list[str]]:
@@ -32,7 +49,18 @@ def _slow_submits(frames: list[bytes]) -> tuple[list[tuple[int, ...]], int, list
 
 
 def _fast_submits(frames: list[bytes]) -> tuple[list[tuple[int, ...]], int, list[str]]:
-    found = wire.join_submits(frames, MINE)
+    """What the reader says; the same with and without the compiled loops, and the counts fit."""
+    answers = []
+    for reader in READERS:
+        counts = np.full(3, 7, np.int64)
+        found = reader.read(frames, MINE, counts)
+        assert counts.tolist() == [7 + np.count_nonzero(found.model == model) for model in range(3)]
+        answers.append(_said(found))
+    assert all(answer == answers[0] for answer in answers)
+    return answers[0]
+
+
+def _said(found: wire.Submitted) -> tuple[list[tuple[int, ...]], int, list[str]]:
     ranks = [0] * found.key.size if found.priority is None else found.priority.tolist()
     columns = (found.model.tolist(), found.deadline.tolist(), found.key.tolist())
     rows = list(zip(*columns, ranks, strict=True))
@@ -82,6 +110,58 @@ def test_columns_of_odd_lengths_and_types_in_a_submit_are_seen() -> None:
         rows, others, errors = _fast_submits(frames)
         assert (len(rows), others, len(errors)) == (4, 0, 1), (position, value)
         assert (rows, others, errors) == _slow_submits(frames)
+
+
+FORMS = [submits_source] + ([native.compiled("submits")] if native.compiled("submits") else [])
+
+
+@pytest.mark.parametrize("module", FORMS)
+def test_the_loops_read_what_encoders_write(module: Any) -> None:
+    rng = np.random.default_rng(3)
+    reader = module.Submits()
+    for size in (0, 1, 5, 63, 300, 8_000):  # the lengths of columns take one, two and four bytes
+        model = rng.integers(0, 4, size).astype(np.uint32)
+        deadline = rng.integers(-(1 << 62), 1 << 62, size)
+        key = np.arange(size, dtype=np.uint64) | np.uint64(0xFFFF << 48)
+        frame = wire.encode_submit(wire.Submit(framing.MAX_U64, 0xFFFF, model, deadline, key))
+        counts = np.zeros(3, np.int64)
+        assert reader.read([frame, frame], framing.MAX_U64, counts) == 2 * size
+        for column, wanted in zip(reader.columns(2 * size), (model, deadline, key), strict=True):
+            assert column.tolist() == 2 * wanted.tolist()
+        assert counts.tolist() == [2 * np.count_nonzero(model == number) for number in range(3)]
+
+
+@pytest.mark.parametrize("module", FORMS)
+def test_the_loops_leave_what_is_unusual_to_others_and_count_nothing(module: Any) -> None:
+    reader, counts = module.Submits(), np.zeros(3, np.int64)
+    one = np.ones(1, np.uint32), np.ones(1, np.int64), np.full(1, 3 << 48, np.uint64)
+    usual = wire.encode_submit(wire.Submit(MINE, 3, *one))
+    unusual = [
+        wire.encode_submit(wire.Submit(ANOTHER, 3, *one)),
+        wire.encode_submit(wire.Submit(MINE, 4, *one)),
+        wire.encode_submit(wire.Submit(MINE, 3, *one, np.ones(1, np.uint8))),
+        usual + b"\xc0",
+        b"",
+    ]
+    assert reader.read([usual], MINE, counts) == 1
+    for frame in [*unusual, *(usual[:n] for n in range(len(usual)))]:
+        assert reader.read([usual, frame], MINE, counts) == -1
+    assert counts.tolist() == [0, 1, 0]
+    with pytest.raises(TypeError):
+        reader.read([usual, 5], MINE, counts)
+
+
+@pytest.mark.skipif(native.compiled("submits") is None, reason="no compiled loops in this build")
+def test_the_compiled_loops_are_compiled() -> None:
+    reader = native.compiled("submits").Submits()
+    assert not hasattr(reader, "__dict__")
+    assert isinstance(submits_source.Submits().model, array)
+    assert not isinstance(reader.model, array)
+
+
+def test_the_loops_know_the_numbers_of_the_wire() -> None:
+    known = (submits_source.KIND, submits_source.FORM, submits_source.MOST)
+    assert known == (framing.SUBMIT, framing.VERSION, framing.MAX_REQUESTS)
 
 
 def _rows(found: wire.Completed) -> list[tuple[int, ...]]:
