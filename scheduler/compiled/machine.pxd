@@ -33,7 +33,9 @@ cdef class Core(Fleet):
     cpdef complete(self, long long now, gpu, batch, finished)
     cpdef report(self, long long now, long long gpu, long long batch, long long finished)
     cdef void _give_back(self, long long now, long long which, long long batch, long long ended) noexcept
-    @cython.locals(i="long long", length="long long", took="long long", over="long long")
+    @cython.locals(
+        i="long long", length="long long", start="long long", took="long long", over="long long",
+    )
     cdef void _note_length(self, long long which, long long batch, long long ended) noexcept
     cpdef advance(self, long long now)
     @cython.locals(ready=Heap, pending=Heap)

@@ -20,6 +20,7 @@ cdef class Window(Lanes):
     cdef public long long ran
     cdef public long long ran_over
     cdef public long long ran_squares
+    cdef public long long[::1] ended
     cdef public long long strange_completions
     cdef public Gpus gpus
     cdef public Actions actions

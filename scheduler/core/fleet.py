@@ -118,6 +118,7 @@ class Fleet(Window):
         now = self._clock(now)
         if gpu >= self.gpus.capacity:
             self.gpus.reserve_gpus(max(gpu + 1, 2 * self.gpus.capacity))
+            self.ended = widen("q", self.ended, self.gpus.capacity - len(self.ended))
         c = self.gpus.class_of(gpu_type, _frozen(models))
         self.gpus.join(gpu, c, now)
         self._changed(now, self.gpus.class_live[c] == 1)

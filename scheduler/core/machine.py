@@ -323,13 +323,23 @@ class Core(Fleet):
             self.strange_completions += 1
 
     def _note_length(self, which: int, batch: int, ended: int) -> None:
-        """Add up, for the slow loop, by how much of its length (in 2^-20) the batch ended after it should."""
+        """Add up, for the slow loop, by how much of its length (in 2^-20) the batch took longer than that.
+
+        It began when it was told to, or when the one before it had ended: else the delay of a long batch
+        would count as that of the short one behind it.
+        """
         gpus = self.gpus
         i = which * DEPTH + gpus.out_head[which]
         length = gpus.out_len[i]
-        if gpus.out_count[which] == 0 or gpus.out_batch[i] != batch or not 0 < length < LONGEST >> 8:
+        if gpus.out_count[which] == 0 or gpus.out_batch[i] != batch:
             return
-        took = ended - gpus.out_exec[i]
+        start = gpus.out_exec[i]
+        if start < self.ended[which]:
+            start = self.ended[which]
+        self.ended[which] = ended
+        if not 0 < length < LONGEST >> 8:
+            return
+        took = ended - start
         if took < 0:
             took = 0
         if took > 2 * length:

@@ -23,7 +23,8 @@ def memory(core: Core) -> dict[str, int]:
         "actions": _columns(core.actions) - _bytes(core.actions.drop_due),
         "once": _bytes(core.last_key) + _bytes(core.type_margin),
     }
-    found["models"] += _columns(core) - found["once"]
+    found["models"] += _columns(core) - found["once"] - _bytes(core.ended)
+    found["gpus"] += _bytes(core.ended)
     return found
 
 

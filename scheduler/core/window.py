@@ -65,6 +65,7 @@ class Window(Lanes):
         self.ran = 0
         self.ran_over = 0
         self.ran_squares = 0
+        self.ended = array("q")
         self.strange_completions = 0
         self.gpus = Gpus(overdue_ns)
         self.actions = Actions()

@@ -189,8 +189,10 @@ class Reference(Rules):
                 continue
             first, start, length = there.out[0]
             if first == b and length and self.tuner:
-                took = min(max(0, ended - start), 2 * length)
+                took = min(max(0, ended - max(start, there.ended)), 2 * length)
                 self.over.append(took * 2**20 // length - 2**20)
+            if first == b:
+                there.ended = ended
             while there.out.pop(0)[0] != b:
                 pass
             there.free_at = ended

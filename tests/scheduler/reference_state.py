@@ -37,6 +37,7 @@ class Gpu:
     live: bool = True
     margin: int = 0
     out: list[tuple[int, int, int]] = field(default_factory=list)  # batch, exec_at, length
+    ended: int = 0  # when the last batch did that came back in its turn
 
     def runs(self) -> tuple[int, frozenset[int] | None]:
         return self.kind, self.models

@@ -229,3 +229,20 @@ def test_the_ends_of_batches_are_learned(core_type: type[Core]) -> None:
     assert core.ran == 1
     assert core.ran_over / 2**20 == pytest.approx(0.1, abs=1e-5)
     assert core.ran_squares / 2**40 == pytest.approx(0.01, abs=1e-5)
+
+
+@CORES
+def test_the_delay_of_a_batch_is_not_that_of_the_one_behind_it(core_type: type[Core]) -> None:
+    """A batch of 20 ms ends 2 ms late; one of 10 ms behind it, sent ahead, takes its 10 ms."""
+    core: Any = core_type("adaptive", 2 * MS)  # it reaches the GPU 2 ms before that is free
+    for model, length in ((0, 20 * MS), (1, 10 * MS)):
+        core.add_model(model, 90 * MS, 8)
+        core.set_profile(0, model, 0, [length] * 8)
+    core.add_gpu(0, 0)
+    core.arrive(0, 0, 90 * MS, 1)
+    core.arrive(20 * MS, 1, 110 * MS, 2)
+    assert core.actions.exec_at[1] == 22 * MS
+    core.report(24 * MS, 0, 0, 24 * MS)
+    core.report(34 * MS, 0, 1, 34 * MS)
+    assert core.ran == 2
+    assert core.ran_over / 2**20 == pytest.approx(0.1, abs=1e-5)
