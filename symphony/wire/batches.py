@@ -29,6 +29,7 @@ from symphony.wire.framing import (
     integer,
     name_list,
     pack,
+    pack_columns,
     read,
     text,
     unpack,
@@ -116,20 +117,17 @@ class Done:
 
 def encode_plan(message: Plan) -> bytes:
     """One frame."""
-    return pack(
+    return pack_columns(
+        (PLAN, VERSION, message.shard, message.models),
         (
-            PLAN,
-            VERSION,
-            message.shard,
-            message.models,
-            column(message.batch, U64_TYPE),
-            column(message.gpu, U32_TYPE),
-            column(message.model, U32_TYPE),
-            column(message.exec_at, I64_TYPE),
-            column(message.size, U32_TYPE),
-            column(message.key, U64_TYPE),
-            column(message.deadline, I64_TYPE),
-        )
+            (message.batch, U64_TYPE),
+            (message.gpu, U32_TYPE),
+            (message.model, U32_TYPE),
+            (message.exec_at, I64_TYPE),
+            (message.size, U32_TYPE),
+            (message.key, U64_TYPE),
+            (message.deadline, I64_TYPE),
+        ),
     )
 
 
@@ -204,22 +202,19 @@ def decode_result(frame: Buffer, payloads: int) -> Result:
 
 def encode_results(message: Results) -> bytes:
     """One frame."""
-    return pack(
+    return pack_columns(
+        (RESULTS, VERSION, message.worker, message.models),
         (
-            RESULTS,
-            VERSION,
-            message.worker,
-            message.models,
-            column(message.batch, U64_TYPE),
-            column(message.gpu, U32_TYPE),
-            column(message.model, U32_TYPE),
-            column(message.size, U32_TYPE),
-            column(message.started, I64_TYPE),
-            column(message.finished, I64_TYPE),
-            column(message.count, U32_TYPE),
-            column(message.key, U64_TYPE),
-            column(message.status, U8_TYPE),
-        )
+            (message.batch, U64_TYPE),
+            (message.gpu, U32_TYPE),
+            (message.model, U32_TYPE),
+            (message.size, U32_TYPE),
+            (message.started, I64_TYPE),
+            (message.finished, I64_TYPE),
+            (message.count, U32_TYPE),
+            (message.key, U64_TYPE),
+            (message.status, U8_TYPE),
+        ),
     )
 
 
@@ -249,23 +244,19 @@ def decode_results(frame: Buffer) -> Results:
 
 def encode_done(message: Done) -> bytes:
     """The body frame; on the wire the topic ``done.<worker>`` goes before it."""
-    return pack(
+    return pack_columns(
+        (DONE, VERSION, message.worker, message.sequence, message.models),
         (
-            DONE,
-            VERSION,
-            message.worker,
-            message.sequence,
-            message.models,
-            column(message.batch, U64_TYPE),
-            column(message.gpu, U32_TYPE),
-            column(message.model, U32_TYPE),
-            column(message.size, U32_TYPE),
-            column(message.failed, U32_TYPE),
-            column(message.received, I64_TYPE),
-            column(message.exec_at, I64_TYPE),
-            column(message.started, I64_TYPE),
-            column(message.finished, I64_TYPE),
-        )
+            (message.batch, U64_TYPE),
+            (message.gpu, U32_TYPE),
+            (message.model, U32_TYPE),
+            (message.size, U32_TYPE),
+            (message.failed, U32_TYPE),
+            (message.received, I64_TYPE),
+            (message.exec_at, I64_TYPE),
+            (message.started, I64_TYPE),
+            (message.finished, I64_TYPE),
+        ),
     )
 
 

@@ -68,6 +68,26 @@ def column(values: npt.ArrayLike, dtype: np.dtype[Any]) -> bytes:
     return np.ascontiguousarray(values, dtype=dtype).tobytes()
 
 
+def pack_columns(head: Sequence[Any], columns: Sequence[tuple[npt.ArrayLike, np.dtype[Any]]]) -> bytes:
+    """One frame, the very bytes of :func:`pack` of the fields in ``head`` and these columns.
+
+    Every column is copied once, from where it is into the frame. There are at most 15 fields.
+    """
+    packed: bytes = msgpack.packb(head, use_bin_type=True)
+    pieces: list[Any] = [bytes((packed[0] + len(columns),)), packed[1:]]
+    for values, dtype in columns:
+        entries = np.ascontiguousarray(values, dtype=dtype)
+        pieces += (_bin_head(entries.nbytes), entries.data)
+    return b"".join(pieces)
+
+
+def _bin_head(length: int) -> bytes:
+    """What MessagePack puts before a binary of that length."""
+    if length < 1 << 8:
+        return b"\xc4" + length.to_bytes(1, "big")
+    return b"\xc5" + length.to_bytes(2, "big") if length < 1 << 16 else b"\xc6" + length.to_bytes(4, "big")
+
+
 def kind_of(frame: Buffer) -> int:
     """The kind of a hot message, read from its second byte without decoding the rest.
 

@@ -14,6 +14,7 @@ from wire_examples import EXAMPLES, KEYS
 from wire_strategies import U64, answers, dones, many_results, plans, results, submits, tensors
 
 from symphony import control, wire
+from symphony.wire.framing import pack_columns
 
 
 def _same(one: object, other: object) -> None:
@@ -158,3 +159,14 @@ def test_a_frame_as_a_foreign_writer_would_write_it() -> None:
 def test_the_kind_is_read_without_decoding(kind: int) -> None:
     assert wire.kind_of(EXAMPLES[kind]) == kind
     assert wire.kind_of(memoryview(EXAMPLES[kind])) == kind
+
+
+@pytest.mark.parametrize("entries", [0, 1, 31, 32, 8_191, 8_192, 70_000])
+def test_columns_are_packed_as_msgpack_would(entries: int) -> None:
+    wide, narrow = np.arange(entries, dtype=np.int64)[::-1], np.arange(entries, dtype=np.uint8)
+    head = (8, 1, "worker-0", ["m", "n"])
+    columns = (wide[::-1].astype(">i8").tobytes(), wide.astype("<u4").tobytes(), narrow.tobytes())
+    frame = pack_columns(
+        head, ((wide[::-1], np.dtype(">i8")), (wide, np.dtype("<u4")), (narrow, np.dtype("u1")))
+    )
+    assert frame == msgpack.packb((*head, *columns))
