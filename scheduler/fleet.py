@@ -19,6 +19,7 @@ from scheduler.core.machine import Core
 from scheduler.lessons import Lessons, Ran
 from scheduler.outstanding import Out, Outstanding, Taken
 from scheduler.recent import Ids
+from scheduler.select import ledger
 from scheduler.table import ModelTable
 from scheduler.workers import Back, Worker
 from symphony import wire
@@ -59,7 +60,7 @@ class Fleet:
         assignment: Assignment,
         faults: Faults,
     ) -> None:
-        self.out = Outstanding()
+        self.out = Outstanding(loops=ledger())
         self.workers: dict[str, Worker] = {}
         self.changed = False
         """Set when GPUs came, went or hold other models; the owner clears it."""

@@ -56,9 +56,11 @@ class Outstanding:
     Args:
         batches: rows to begin with, a power of two.
         requests: keys to begin with, a power of two.
+        loops: :mod:`scheduler.core.ledger`, compiled; None: everything in NumPy's columns.
     """
 
-    def __init__(self, batches: int = 1 << 10, requests: int = 1 << 15) -> None:
+    def __init__(self, batches: int = 1 << 10, requests: int = 1 << 15, loops: Any = None) -> None:
+        self._loops = loops
         self._batch = np.full(batches, -1, np.int64)
         self._gpu = np.zeros(batches, np.int64)
         self._model = np.zeros(batches, np.int64)
@@ -100,12 +102,16 @@ class Outstanding:
         if not batch.size:
             return
         n = batch.size
+        self._make_rows(batch)
+        self._make_keys(len(d.key))
+        self._in_ring += n
+        if self._loops is not None:
+            self._head = self._loops.record(tuple(d), self._rows(), self._key, self._deadline, self._head)
+            return
         size = np.frombuffer(d.size, np.int64)
         deadline = np.frombuffer(d.deadline, np.int64)
         start = size.cumsum()
         start -= size
-        self._make_rows(batch)
-        self._make_keys(deadline.size)
         row: Any = batch & (self._batch.size - 1)
         if row[-1] - row[0] == n - 1:  # in a row, which is how the core numbers them
             row = slice(int(row[0]), int(row[0]) + n)
@@ -119,7 +125,11 @@ class Outstanding:
         start += self._head
         self._start[row] = start
         self._write(np.frombuffer(d.key, np.uint64), deadline)
-        self._in_ring += n
+
+    def _rows(self) -> tuple[Column, ...]:
+        """The columns by row, as the loops name them."""
+        ids = (self._batch, self._gpu, self._model, self._priority)
+        return (*ids, self._size, self._finish_at, self._first_due, self._start)
 
     def _write(self, key: U64, deadline: I64) -> None:
         """Append to the ring of requests, in two pieces where it goes round."""
@@ -222,6 +232,8 @@ class Outstanding:
         Returns:
             What was out, and the positions of what was not (unknown, done already, or on another GPU).
         """
+        if self._loops is not None:
+            return self._take_in_loops(batch, gpu, finished, result_ns)
         number = batch.view(np.int64)
         row = number & (self._batch.size - 1)
         known = self._batch[row] == number
@@ -250,6 +262,16 @@ class Outstanding:
             return taken, NOTHING
         strange = (~_marked(at, batch.size)).nonzero()[0]
         if self._stragglers:
+            return self._take_stragglers(taken, strange, batch, gpu, finished + result_ns)
+        return taken, strange
+
+    def _take_in_loops(self, batch: U64, gpu: Column, finished: I64, result_ns: int) -> tuple[Taken, Ids]:
+        found, odd = np.empty((5, batch.size), np.int64), np.empty(batch.size, np.int64)
+        came = (batch, gpu, finished)
+        n = self._loops.take(came, result_ns, self._rows(), self._deadline, found.reshape(-1), odd)
+        self._in_ring -= n
+        taken, strange = Taken(*found[:, :n]), odd[: batch.size - n]
+        if strange.size and self._stragglers:
             return self._take_stragglers(taken, strange, batch, gpu, finished + result_ns)
         return taken, strange
 

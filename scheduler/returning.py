@@ -16,6 +16,8 @@ from scheduler.recent import Ids
 
 REMEMBERED: Final = 2_048
 """Batches behind a latency, of all GPUs together."""
+SAMPLED: Final = 256
+"""Of the completions that are read together, at most so many count, evenly spread."""
 ENOUGH: Final = 256
 """Batches before it is learned."""
 PERCENT: Final = 99
@@ -42,8 +44,10 @@ class Returning:
 
     def observe(self, now: int, finished: Ids) -> None:
         """Completions are read now, cluster time, of batches that ended at ``finished``."""
-        ways = np.clip(now - finished[-REMEMBERED:], 0, LONGEST_NS)
-        self._ways[(self._seen + np.arange(ways.size)) % REMEMBERED] = ways
+        ways = np.minimum(np.maximum(now - finished[:: -(-finished.size // SAMPLED) or 1], 0), LONGEST_NS)
+        first = self._seen % REMEMBERED
+        here = min(ways.size, REMEMBERED - first)  # as far as the ring's end
+        self._ways[first : first + here], self._ways[: ways.size - here] = ways[:here], ways[here:]
         self._seen += ways.size
 
     def learn(self, longest_ns: int) -> int:

@@ -65,3 +65,13 @@ def replay_class() -> type[PythonReplay]:
         return PythonReplay
     replay: type[PythonReplay] = module.Replay
     return replay
+
+
+def ledger() -> Any:
+    """The compiled loops of :mod:`scheduler.core.ledger`; None where the core is not compiled."""
+    if core_class() is PythonCore:
+        return None
+    try:
+        return importlib.import_module("scheduler.compiled.ledger")
+    except ImportError:
+        return None

@@ -21,6 +21,7 @@ from scheduler.core.machine import Core
 from scheduler.fleet import Fleet
 from scheduler.following import Following
 from scheduler.frontends import Frontends
+from scheduler.intake import Intake
 from scheduler.leadership import Leadership
 from scheduler.phases import Phases
 from scheduler.select import core_class, flavour
@@ -29,7 +30,7 @@ from scheduler.stats import Stats, summary
 from scheduler.table import ModelTable
 from scheduler.timers import Timers
 from symphony import wire
-from symphony.bus import SUBMIT_HWM, Bus, drain, drain_frames, send, subscribe, tcp
+from symphony.bus import SUBMIT_HWM, Bus, drain, send, subscribe, tcp
 from symphony.clock import ClusterClock
 from symphony.faults import Faults
 from symphony.membership import (
@@ -43,13 +44,15 @@ from symphony.membership import (
     describe,
 )
 from symphony.pace import REST_SHARE, Pace
-from symphony.status import Status, SymphonyError
+from symphony.status import SymphonyError
 from symphony.stopping import StopRequest
 from symphony.waiter import Waiter
 
 _log = logging.getLogger(__name__)
 
 REPORT_NS: Final = 1_000_000_000
+GATHER_NS: Final = 50_000_000
+"""Completions gather for that long, or until they are many, before they are learned from."""
 TIMER_SHARE: Final = 50
 GPU_SHARE: Final = 20
 RESULT_SHARE: Final = 10
@@ -57,12 +60,6 @@ RESULT_SHARE: Final = 10
 is at most the tightest objective divided by these: time that is kept free serves nobody."""
 MAX_SUBMIT_BYTES: Final = 4 << 20
 SUBMIT_BUFFER: Final = 1 << 20
-SUBMITS_PER_TURN: Final = 1_000
-SUBMIT_BYTES_PER_TURN: Final = 1_600_000
-"""Messages, or bytes of them (some 75,000 requests), that are read before the shard acts: with a backlog,
-answers must not wait for all of it."""
-BACKLOG_SHARE: Final = 4
-"""With a backlog, what has waited for its objective divided by this is refused."""
 BACKLOG_TIME_SHARE: Final = 10
 """While most of it is refused for its age, a backlog is read for the tightest objective divided by this."""
 WAIT, TIMERS, MEMBERS, COMPLETIONS, SUBMITS, ACT, LEARN = range(7)
@@ -96,8 +93,8 @@ class Shard:
         self._longest_rest_ns = 0
         self._backlog_ns = 0
         self._behind = False
-        self._reader = wire.SubmitReader()
         self._frontends = Frontends(self._bus, settings.id, self.faults)
+        self._intake = Intake(self.core, self.table, self.stats, self.timers, self._frontends, self.faults)
         self.assignment = Assignment(settings.id)
         self.fleet = Fleet(
             settings.id, self._bus, self._waiter, self.core, self.table, self.assignment, self.faults
@@ -105,6 +102,7 @@ class Shard:
         self._report_at = 0
         self._drain_until: int | None = None
         self._learn_at = 0
+        self._gather_at = 0
         self._ready: list[Any] = []
         self._leadership: Leadership | None = None
 
@@ -287,58 +285,9 @@ class Shard:
 
     def _read_submits(self) -> None:
         self._behind = False
-        if self._submit not in self._ready:
-            return
-        until = time.monotonic_ns() + self._backlog_ns
-        while True:
-            messages, all_read = drain_frames(self._submit, SUBMITS_PER_TURN, SUBMIT_BYTES_PER_TURN)
-            self._behind = not all_read
-            requests = self._joined(messages)
-            offered = requests.key.size
-            if offered:
-                now = self.timers.lead()
-                if self._behind:
-                    requests = self._shed(now, requests)
-                self.core.submit(now, requests.model, requests.deadline, requests.key, requests.priority)
-            if all_read or 2 * requests.key.size >= offered or time.monotonic_ns() >= until:
-                return
-
-    def _joined(self, messages: list[bytes]) -> wire.Submitted:
-        """The requests of these messages that are for us; what is wrong with the others is counted."""
-        counts = self.stats.offered(len(self.table.names))
-        requests = self._reader.read(messages, self.membership.me.incarnation, counts)
-        for error in requests.errors:
-            self.faults.count(f"submit-{error.reason}", error)
-        for other in requests.others:
-            self.faults.count("submit-for-another-incarnation", f"slot {other.slot}")
-            refused = np.full(other.key.size, Status.UNAVAILABLE, np.uint8)
-            self._frontends.answer(self.clock.now(), other.key, refused, "the shard has restarted")
-        return requests
-
-    def _shed(self, now: int, requests: wire.Submitted) -> wire.Submitted:
-        """With a backlog on the link, refuse what has waited for a quarter of its objective.
-
-        Served in the order of arrival, a backlog makes every request late: the shard would work for
-        nothing as long as more is offered than it takes. What is left here still makes large batches. While
-        most is refused the link is read on at once, until what comes is young again.
-        """
-        slo = self.table.slo_ns(requests.model.astype(np.int64))
-        old = requests.deadline - now < slo - slo // BACKLOG_SHARE
-        if not np.count_nonzero(old):
-            return requests
-        n = int(np.count_nonzero(old))
-        self.faults.count("submit-backlog", f"{n} of {old.size} requests", n)
-        self.stats.dropped(requests.model[old].astype(np.int64), len(self.table.names))
-        refused = np.full(n, Status.OVERLOADED, np.uint8)
-        self._frontends.answer(now, requests.key[old], refused, "the shard has a backlog; retry later")
-        kept = ~old
-        rank = None if requests.priority is None else requests.priority[kept]
-        return requests._replace(
-            model=requests.model[kept],
-            deadline=requests.deadline[kept],
-            key=requests.key[kept],
-            priority=rank,
-        )
+        if self._submit in self._ready:
+            incarnation = self.membership.me.incarnation
+            self._behind = self._intake.read(self._submit, incarnation, self._backlog_ns)
 
     def _act(self, lost: bool = False) -> None:
         """Carry out what the core has decided; sending may make it decide more."""
@@ -360,7 +309,8 @@ class Shard:
     def _learn_from_completions(self, mono: int) -> None:
         """A slice of the margins and factors at a time, all of them once a second."""
         due = mono >= self._learn_at
-        if due or self.fleet.has_much_to_learn:
+        if (due and mono >= self._gather_at) or self.fleet.has_much_to_learn:
+            self._gather_at = mono + GATHER_NS
             back = self.fleet.take_back()
             if back is not None:
                 self.stats.completed(back, len(self.table.names))

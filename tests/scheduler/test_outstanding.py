@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scheduler import select
+from scheduler.core import ledger
 from scheduler.core.actions import Actions, Dispatches
 from scheduler.outstanding import Outstanding
 from scheduler.recent import Recent
@@ -32,9 +34,9 @@ def dispatches(batches: list[dict[str, Any]]) -> Dispatches:
 class Both:
     """The rings and the dictionary."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, loops: Any = None) -> None:
         self.rng = random.Random(seed)
-        self.rings = Outstanding(batches=4, requests=8)
+        self.rings = Outstanding(batches=4, requests=8, loops=loops)
         self.book: dict[int, dict[str, Any]] = {}
         self.next = self.rng.choice([0, 1, 2**40])
         self.largest = self.requests = 0
@@ -103,12 +105,18 @@ class Both:
             assert (out.gpu, out.key.tolist(), out.deadline.tolist()) == (b["gpu"], b["key"], b["due"])
 
 
+WAYS = [None, ledger] + ([select.ledger()] if select.ledger() else [])
+"""In NumPy's columns; by the loops, as Python and compiled."""
+
+
+@pytest.mark.parametrize("loops", WAYS)
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(0, 2**32), st.lists(st.sampled_from(["send", "burst", "done", "done", "lose"]), max_size=60)
+    seed=st.integers(0, 2**32),
+    events=st.lists(st.sampled_from(["send", "burst", "done", "done", "lose"]), max_size=60),
 )
-def test_the_rings_are_a_dictionary(seed: int, events: list[str]) -> None:
-    both = Both(seed)
+def test_the_rings_are_a_dictionary(loops: Any, seed: int, events: list[str]) -> None:
+    both = Both(seed, loops)
     for event in events:
         if event == "lose":
             both.lose()
@@ -119,10 +127,17 @@ def test_the_rings_are_a_dictionary(seed: int, events: list[str]) -> None:
         both.check()
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_room_follows_what_is_out_and_not_the_time(seed: int) -> None:
+@pytest.mark.skipif(select.ledger() is None, reason="no compiled core in this build")
+def test_the_compiled_loops_are_compiled() -> None:
+    assert not select.ledger().__file__.endswith(".py")
+    assert select.ledger().take is not ledger.take
+
+
+@pytest.mark.parametrize("loops", WAYS)
+@pytest.mark.parametrize("seed", range(2))
+def test_room_follows_what_is_out_and_not_the_time(seed: int, loops: Any) -> None:
     """Batches that never come back do not make the rings grow while the others come and go."""
-    both = Both(seed)
+    both = Both(seed, loops)
     for turn in range(3_000):
         both.send(3)
         while len(both.book) > 12:

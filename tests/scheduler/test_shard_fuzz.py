@@ -203,7 +203,7 @@ def test_a_key_that_is_still_queued_is_no_second_request() -> None:
 def test_with_a_backlog_what_has_waited_for_a_quarter_of_its_objective_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("scheduler.shard.SUBMITS_PER_TURN", 1)  # every message is a backlog
+    monkeypatch.setattr("scheduler.intake.SUBMITS_PER_TURN", 1)  # every message is a backlog
     with world() as w:
         worker, front = w.worker("worker", [spec("m", slo_ms=60_000)]), w.frontend()
         old = front.submit(w.shard, [0, 0, 0], due_ns=44 * S, priority=[0, 1, 2])
