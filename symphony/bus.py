@@ -250,6 +250,15 @@ def drain(sock: Sock, limit: int = 1_000) -> Iterator[list[bytes]]:
             return
 
 
+def drain_views(sock: Sock, limit: int = 1_000) -> Iterator[list[memoryview]]:
+    """As :func:`drain`, for large messages: the frames are views of memory in which they arrived."""
+    for _ in range(limit):
+        try:
+            yield [frame.buffer for frame in sock.recv_multipart(zmq.NOBLOCK, copy=False)]
+        except zmq.Again:
+            return
+
+
 def drain_frames(sock: Sock, limit: int, most_bytes: int) -> tuple[list[bytes], bool]:
     """What has already arrived on a link whose messages have one frame, and whether that is all.
 

@@ -104,11 +104,11 @@ class Completions:
         """A batch is over, whatever became of it."""
         self._finished.setdefault(batch.shard, []).append(batch)
 
-    def add_columns(self, ended: Ended, offset_ns: int, status: Status) -> None:
-        """Batches of an emulated device are over; ``offset_ns``: cluster time minus monotonic time."""
-        for shard in np.unique(ended.shard).tolist():
+    def add_columns(self, ended: Ended, told: columns.Told, offset_ns: int, status: Status) -> None:
+        """Batches of an emulated device are over; arguments as for :func:`worker.columns.done`."""
+        for shard in np.bincount(ended.shard).nonzero()[0].tolist():
             self._sequence += 1
-            body = columns.done(self._worker, self._sequence, ended, shard, offset_ns, status)
+            body = columns.done(self._worker, self._sequence, ended, told, shard, offset_ns, status)
             self._encoded.append((ended.shards[shard], body))
 
     def publish(self, topic: str, body: Mapping[str, Any]) -> None:

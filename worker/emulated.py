@@ -16,14 +16,16 @@ import numpy.typing as npt
 
 from symphony.pace import REST_SHARE
 from symphony.profile import Profile
-from symphony.wire import I64, MAX_REQUESTS, U64, Plan
+from symphony.wire import I64, MAX_REQUESTS, SLOT_SHIFT, U64, Plan
 from worker.keyring import KeyRing
 
 NEVER: Final = (1 << 63) - 1
 MOST_SHARDS: Final = 1_000
 """Names of shards that are remembered before those without batches are forgotten."""
-SIZE: Final = 4
-"""The row of the fields that holds sizes."""
+SHARD, BATCH, GPU, MODEL, SIZE, RECEIVED, EXEC_AT, STARTED, DUE, SLOT, START = range(11)
+"""Rows of the table of batches, as in :class:`Ended`; START: where its keys begin."""
+MIXED: Final = -1
+"""Instead of a slot: the keys are of several frontends."""
 
 Column = npt.NDArray[Any]
 
@@ -32,7 +34,8 @@ class Ended(NamedTuple):
     """Columns over batches that have ended, in order of their ends; times in monotonic ns.
 
     ``shard`` indexes ``shards``, ``model`` indexes ``names``; ``key`` holds ``size[i]`` entries for batch i;
-    ``last_due`` is the latest deadline among them, cluster time.
+    ``last_due``: no request of batch i has a later deadline, cluster time. ``slot``: the frontend of all its
+    requests, :data:`MIXED` if there are several.
     """
 
     shards: list[str]
@@ -47,13 +50,14 @@ class Ended(NamedTuple):
     started: I64
     finished: I64
     last_due: I64
+    slot: Column
     key: U64
 
 
 class EmulatedGpus:
     """GPUs by their number in the cluster.
 
-    Memory: some 90 bytes per batch that has not ended, and its keys (:class:`~worker.keyring.KeyRing`).
+    Memory: some 200 bytes per batch that has not ended, and its keys (:class:`~worker.keyring.KeyRing`).
 
     Args:
         profiles: by model; looked up anew after :meth:`changed`.
@@ -62,22 +66,28 @@ class EmulatedGpus:
     def __init__(self, profiles: Mapping[str, Profile]) -> None:
         self.requests = 0
         """In batches that have not ended."""
+        self.longest_rest_ns = 0
+        """For how long what has ended or arrived may wait to be looked at."""
         self._profiles = profiles
         self._names: list[str] = []
         self._number: dict[str, int] = {}
-        self._latency = np.zeros((0, 1), np.int64)  # by model and size; 0: cannot be run
+        # By model and size; 0: cannot be run. The last row is for models that are not here, the last column
+        # for sizes beyond all.
+        self._latency = np.zeros((1, 1), np.int64)
+        self._asked: list[str] = []  # for models
+        self._found = np.zeros(0, np.int64)
+        self._gpus: frozenset[int] = frozenset()  # for here
+        self._here = np.zeros(1, np.bool_)
         self._free_at = np.zeros(0, np.int64)
-        self._end = np.full(64, NEVER, np.int64)  # by slot
-        self._fields = np.zeros((9, 64), np.int64)  # as in Ended: shard, batch … started, last_due
-        self._start = np.zeros(64, np.int64)  # where its keys begin
-        self._order = np.zeros(64, np.int64)
+        self._mark = np.zeros(0, np.int64)  # by GPU, for _run
+        # Batches in the order in which they came, from _tail to _head; those that have ended leave holes.
+        self._end = np.full(64, NEVER, np.int64)  # NEVER in a hole
+        self._fields = np.zeros((11, 64), np.int64)
+        self._tail = self._head = 0
         self._keys = KeyRing()
         self._shards: list[str] = []
-        self._count = 0
         self._out = 0
         self._next_end = NEVER
-        self.longest_rest_ns = 0
-        """For how long what has ended or arrived may wait to be looked at."""
 
     def __len__(self) -> int:
         return self._out
@@ -92,57 +102,76 @@ class EmulatedGpus:
             if name not in self._number:
                 self._number[name] = len(self._names)
                 self._names.append(name)
-        self._latency = np.zeros((len(self._names), largest + 1), np.int64)
+        self._asked, self._found = [], np.zeros(0, np.int64)
+        self._latency = np.zeros((len(self._names) + 1, largest + 2), np.int64)
         for name, profile in self._profiles.items():
             self._latency[self._number[name], 1 : profile.max_batch + 1] = profile.latency_ns
         self.longest_rest_ns = tightest_slo_ns // REST_SHARE
 
-    def lengths(self, plan: Plan) -> I64:
-        """l(size) of each of the plan's batches in ns; 0 where its model is not here or it is too large."""
-        known = self._numbers(plan)
-        if not known.size or not self._latency.size:
-            return np.zeros(plan.batch.size, np.int64)
-        model = known[plan.model]
-        size = plan.size.astype(np.int64)
-        fits = (model >= 0) & (size < self._latency.shape[1])
-        if np.count_nonzero(fits) < fits.size:
-            model, size = np.where(fits, model, 0), np.where(fits, size, 0)
-            return self._latency[model, size] * fits
-        found: I64 = self._latency[model, size]
+    def models(self, plan: Plan) -> I64:
+        """The number here of each of the plan's batches' models; -1 if it is not here."""
+        if plan.models != self._asked:  # most plans have the same
+            self._asked = plan.models
+            number = self._number.get
+            self._found = np.array([number(name, -1) for name in plan.models], np.int64)
+        return self._found.take(plan.model)
+
+    def lengths(self, model: I64, size: Column) -> I64:
+        """l(size) in ns of batches of these models (numbers); 0 where one is not here, or never so large."""
+        width = self._latency.shape[1]
+        flat = np.minimum(size, width - 1, dtype=np.int64)
+        flat += model * width
+        found: I64 = self._latency.ravel().take(flat, mode="wrap")  # model -1 is the last row
         return found
 
-    def _numbers(self, plan: Plan) -> I64:
-        """By index into the plan's names: the model's number; -1 if it is not here."""
-        return np.array([self._number.get(name, -1) for name in plan.models], np.int64)
+    def here(self, gpu: Column, gpus: frozenset[int]) -> npt.NDArray[np.bool_]:
+        """Which of these are among ``gpus``."""
+        if gpus is not self._gpus:
+            self._gpus = gpus
+            self._here = np.zeros(max(gpus, default=-1) + 2, np.bool_)  # false at the end
+            self._here[list(gpus)] = True
+        return self._here.take(gpu, mode="clip")
 
-    def start(self, plan: Plan, rows: Column, lengths: I64, received_ns: int) -> None:
-        """Take in these batches of a plan that arrived now, ``lengths`` ns each, none of them 0."""
-        if not rows.size:
+    def start(self, plan: Plan, rows: Column | None, model: I64, lengths: I64, received_ns: int) -> None:
+        """Take in batches of a plan that arrived now.
+
+        Args:
+            plan: as it came.
+            rows: the positions of its batches that start; None: all.
+            model: of those, by number.
+            lengths: of those in ns, none of them 0.
+            received_ns: now.
+        """
+        n = model.size
+        if not n:
             return
-        gpu, size = plan.gpu[rows].astype(np.int64), plan.size[rows].astype(np.int64)
-        started, end = self._run(gpu, lengths, received_ns)
-        starts = size.cumsum() - size
         key, deadline = plan.key, plan.deadline
-        if rows.size < plan.batch.size:
-            before = plan.size.cumsum(dtype=np.int64) - plan.size
-            places = (before[rows] - starts).repeat(size) + np.arange(int(size.sum()))
+        size = plan.size.astype(np.int64)
+        starts = size.cumsum()
+        starts -= size
+        batch: Column = plan.batch
+        gpu: Column = plan.gpu
+        exec_at: Column = plan.exec_at
+        if rows is not None:
+            batch, gpu, exec_at, size, before = (c[rows] for c in (batch, gpu, exec_at, size, starts))
+            starts = size.cumsum() - size
+            places = (before - starts).repeat(size) + np.arange(int(size.sum()))
             key, deadline = key[places], deadline[places]
-        first = self._keys.append(key, self._start[self._end < NEVER])
-        slot = self._slots(rows.size)
-        self._start[slot] = first + starts
-        self._end[slot] = end
-        self._order[slot] = np.arange(self._count, self._count + rows.size)
-        known = self._numbers(plan)
-        due = np.maximum.reduceat(deadline, starts)
+        shard = self._shard_number(plan.shard)
+        started, end = self._run(gpu, lengths, received_ns)
+        first = self._keys.append(key, self._needed)
+        at, to = self._room(n)
+        self._end[at:to] = end
+        one = _slot(*self._keys.latest(key.size))
+        slot = one if one != MIXED else _slots(key, starts, size)
         columns: tuple[Any, ...] = (
-            self._shard_number(plan.shard),
-            plan.batch[rows].view(np.int64), gpu, known[plan.model[rows]], size, received_ns,
-            plan.exec_at[rows], started, due,
+            shard, batch.view(np.int64), gpu, model, size, received_ns,
+            exec_at, started, deadline.max(), slot, starts,
         )  # fmt: skip
         for field, column in zip(self._fields, columns, strict=True):
-            field[slot] = column
-        self._count += rows.size
-        self._out += rows.size
+            field[at:to] = column
+        self._fields[START, at:to] += first
+        self._out += n
         self.requests += key.size
         self._next_end = min(self._next_end, int(end.min()))
 
@@ -150,24 +179,29 @@ class EmulatedGpus:
         """Its place among the shards; names of shards that have nothing here any more make room."""
         if shard not in self._shards:
             if len(self._shards) >= MOST_SHARDS:
-                used, number = np.unique(self._fields[0], return_inverse=True)
+                self._pack()
+                there = self._fields[SHARD, : self._head]
+                used, number = np.unique(there, return_inverse=True)
                 self._shards = [self._shards[i] for i in used.tolist()]
-                self._fields[0] = number
+                there[:] = number
             self._shards.append(shard)
         return self._shards.index(shard)
 
-    def _run(self, gpu: I64, length: I64, now: int) -> tuple[I64, I64]:
+    def _run(self, gpu: Column, length: I64, now: int) -> tuple[I64, I64]:
         """Starts and ends; batches for the same GPU follow one another in their order."""
         largest = int(gpu.max())
         if largest >= self._free_at.size:
             more = max(largest + 1, 2 * self._free_at.size) - self._free_at.size
             self._free_at = np.concatenate((self._free_at, np.zeros(more, np.int64)))
-        if len(set(gpu.tolist())) == gpu.size:  # by far the most frequent case
+            self._mark = np.zeros(self._free_at.size, np.int64)
+        order = np.arange(gpu.size)
+        self._mark[gpu] = order
+        if np.array_equal(self._mark[gpu], order):  # no GPU twice: by far the most frequent case
             started = np.maximum(now, self._free_at[gpu])
             self._free_at[gpu] = end = started + length
             return started, end
         started, end = np.zeros(gpu.size, np.int64), np.zeros(gpu.size, np.int64)
-        left = np.arange(gpu.size)
+        left = order
         while left.size:
             _, first = np.unique(gpu[left], return_index=True)
             turn = left[first]
@@ -177,17 +211,36 @@ class EmulatedGpus:
             left = np.delete(left, first)
         return started, end
 
-    def _slots(self, count: int) -> Column:
-        """Free slots."""
-        free = np.flatnonzero(self._end == NEVER)
-        if free.size < count:
-            more = max(count, self._end.size)
-            self._end = np.concatenate((self._end, np.full(more, NEVER, np.int64)))
-            self._fields = np.concatenate((self._fields, np.zeros((9, more), np.int64)), axis=1)
-            self._order = np.concatenate((self._order, np.zeros(more, np.int64)))
-            self._start = np.concatenate((self._start, np.zeros(more, np.int64)))
-            free = np.flatnonzero(self._end == NEVER)
-        return free[:count]
+    def _needed(self) -> int | None:
+        """Where the keys begin that are still needed; None if none are."""
+        there = self._end[self._tail : self._head] < NEVER
+        starts = self._fields[START, self._tail : self._head][there]
+        return int(starts.min()) if starts.size else None
+
+    def _room(self, count: int) -> tuple[int, int]:
+        """Places for so many more batches, behind the others."""
+        if self._head + count > self._end.size:
+            self._pack()
+            room = self._end.size
+            while room < 2 * (self._head + count):
+                room *= 2
+            if room > self._end.size:
+                more = room - self._end.size
+                self._end = np.concatenate((self._end, np.full(more, NEVER, np.int64)))
+                self._fields = np.concatenate(
+                    (self._fields, np.zeros((len(self._fields), more), np.int64)), axis=1
+                )
+        at = self._head
+        self._head += count
+        return at, self._head
+
+    def _pack(self) -> None:
+        """Close the holes."""
+        there = (self._end[: self._head] < NEVER).nonzero()[0]
+        self._fields[:, : there.size] = self._fields[:, there]
+        self._end[: there.size] = self._end[there]
+        self._end[there.size : self._head] = NEVER
+        self._tail, self._head = 0, there.size
 
     def next_wakeup(self) -> int | None:
         """Monotonic ns at which :meth:`finish` has something; None if every GPU is idle."""
@@ -195,28 +248,48 @@ class EmulatedGpus:
 
     def finish(self, now: int) -> Iterator[Ended]:
         """Batches whose end has come, in order of their ends, as many at a time as a message may hold."""
-        if self._next_end > now:
-            return
-        slots = np.flatnonzero(self._end <= now)
-        yield from self._give(slots[np.lexsort((self._order[slots], self._end[slots]))])
+        if self._next_end <= now:
+            yield from self._give(now)
 
     def abandon(self) -> Iterator[Ended]:
         """Give up what has not ended."""
-        slots = np.flatnonzero(self._end < NEVER)
-        yield from self._give(slots[np.lexsort((self._order[slots], self._end[slots]))])
+        yield from self._give(NEVER - 1)
 
-    def _give(self, slots: Column) -> Iterator[Ended]:
-        while slots.size:
-            total = np.cumsum(self._fields[SIZE][slots])
-            some = slots[: max(1, int(np.searchsorted(total, MAX_REQUESTS, "right")))]
-            slots = slots[some.size :]
-            fields = self._fields[:, some]  # a copy
-            key = self._keys.take(self._start[some], fields[SIZE])
-            finished = self._end[some]
-            self._end[some] = NEVER
-            self._fields[0, some] = 0
-            self._next_end = int(self._end.min())
-            self._out -= some.size
+    def _give(self, now: int) -> Iterator[Ended]:
+        ends = self._end[self._tail : self._head]
+        rows = (ends <= now).nonzero()[0]
+        rows = rows[ends[rows].argsort(kind="stable")]
+        rows += self._tail
+        while rows.size:
+            fields = self._fields.take(rows, axis=1)
+            total = fields[SIZE].cumsum()
+            if total[-1] > MAX_REQUESTS:
+                some = max(1, int(total.searchsorted(MAX_REQUESTS, "right")))
+                fields, total = fields[:, :some], total[:some]
+            now_ended, rows = rows[: fields.shape[1]], rows[fields.shape[1] :]
+            key = self._keys.take(fields[START], fields[SIZE])
+            finished = self._end[now_ended]
+            self._end[now_ended] = NEVER
+            self._next_end = int(self._end[self._tail : self._head].min())
+            self._out -= now_ended.size
             self.requests -= key.size
-            columns = (fields[0], fields[1].view(np.uint64), *fields[2:8], finished, fields[8], key)
+            batch = fields[BATCH].view(np.uint64)
+            columns = (fields[SHARD], batch, *fields[GPU:DUE], finished, *fields[DUE:START], key)
             yield Ended._make((self._shards, self._names, *columns))
+        there = self._end[self._tail : self._head] < NEVER
+        self._tail += int(there.argmax()) if self._out else there.size
+
+
+def _slot(key: U64, more: U64) -> int:
+    """The slot that all keys have; :data:`MIXED` if they differ."""
+    pieces = [key, more] if more.size else [key]
+    least = min(int(piece.min()) for piece in pieces) >> SLOT_SHIFT
+    most = max(int(piece.max()) for piece in pieces) >> SLOT_SHIFT
+    return least if least == most else MIXED
+
+
+def _slots(key: U64, starts: I64, size: I64) -> I64:
+    """Of each batch, as :func:`_slot`."""
+    slot = (key >> np.uint64(SLOT_SHIFT)).astype(np.int64)
+    least, most = np.minimum.reduceat(slot, starts), np.maximum.reduceat(slot, starts)
+    return np.where(least == most, least, MIXED)

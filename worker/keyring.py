@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from symphony.wire import I64, U64
@@ -21,21 +23,24 @@ class KeyRing:
         self._keys = np.zeros(room, np.uint64)
         self._head = 0
         self._tail = 0
+        self._upto = np.arange(room)
 
     @property
     def room(self) -> int:
         """Keys that there is memory for."""
         return self._keys.size
 
-    def append(self, keys: U64, needed: I64) -> int:
+    def append(self, keys: U64, needed: Callable[[], int | None]) -> int:
         """Take in keys; returns the position of the first.
 
         Args:
             keys: in order.
-            needed: positions at which what is still needed begins; looked at only when the ring is full.
+            needed: gives the position of the first that is still needed, None if none is; asked only when the
+                ring is full.
         """
         if self._head + keys.size - self._tail > self._keys.size:
-            self._tail = int(needed.min()) if needed.size else self._head
+            first = needed()
+            self._tail = self._head if first is None else first
             self._widen(self._head + keys.size - self._tail)
         start = self._head
         at = start & (self._keys.size - 1)
@@ -44,6 +49,12 @@ class KeyRing:
         self._keys[: keys.size - n] = keys[n:]
         self._head += keys.size
         return start
+
+    def latest(self, count: int) -> tuple[U64, U64]:
+        """The last so many keys that came, in two pieces; the second may be empty."""
+        at = (self._head - count) & (self._keys.size - 1)
+        n = min(count, self._keys.size - at)
+        return self._keys[at : at + n], self._keys[: count - n]
 
     def _widen(self, used: int) -> None:
         """Room for twice as many as are used; positions stay."""
@@ -58,9 +69,12 @@ class KeyRing:
 
     def take(self, start: I64, size: I64) -> U64:
         """The keys of batches that begin at these positions, batch after batch."""
-        before = size.cumsum() - size
-        places = (start - before).repeat(size)
-        places += np.arange(places.size)
-        places &= self._keys.size - 1
-        found: U64 = self._keys[places]
+        end = size.cumsum()
+        total = int(end[-1]) if end.size else 0
+        if total > self._upto.size:
+            self._upto = np.arange(2 * total)
+        mask = self._keys.size - 1
+        places = ((start & mask) - end + size).repeat(size)
+        places += self._upto[:total]
+        found: U64 = self._keys.take(places, mode="wrap")
         return found

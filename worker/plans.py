@@ -35,23 +35,25 @@ def batches(plan: Plan, received_ns: int, only: Iterable[int] | None = None) -> 
         )
 
 
-def take_columns(plan: Plan, device: EmulatedGpus, gpus: Collection[int], received_ns: int) -> list[int]:
+def take_columns(plan: Plan, device: EmulatedGpus, gpus: frozenset[int], received_ns: int) -> list[int]:
     """Start what can be run of a plan; returns the positions of the other batches.
 
     What :func:`refusal` has nothing against is taken, as long as the requests that wait are within the
     limit; from the first batch that is not, the rest is left.
     """
-    lengths = device.lengths(plan)
+    model = device.models(plan)
+    lengths = device.lengths(model, plan.size)
     good = lengths > 0
-    here = [gpu in gpus for gpu in plan.gpu.tolist()]
-    if not all(here):
-        good &= np.array(here)
+    good &= device.here(plan.gpu, gpus)
     room = MAX_OUTSTANDING * len(gpus) - device.requests
     if plan.key.size > room:
         good &= np.where(good, plan.size, 0).cumsum(dtype=np.int64) <= room
+    if np.count_nonzero(good) == good.size:
+        device.start(plan, None, model, lengths, received_ns)
+        return []
     rows = good.nonzero()[0]
-    device.start(plan, rows, lengths[rows], received_ns)
-    return [] if rows.size == good.size else (~good).nonzero()[0].tolist()
+    device.start(plan, rows, model[rows], lengths[rows], received_ns)
+    return (~good).nonzero()[0].tolist()
 
 
 def refusal(

@@ -22,7 +22,7 @@ from typing import Any, Final
 import zmq
 
 from symphony import wire
-from symphony.bus import Bus, drain, tcp
+from symphony.bus import Bus, drain_views, tcp
 from symphony.clock import ClusterClock
 from symphony.control import Member
 from symphony.faults import Faults
@@ -295,7 +295,7 @@ class Worker:
     # -- batches ---------------------------------------------------------------------------------
 
     def _take_plans(self, ready: list[Any]) -> None:
-        for frames in drain(self._dispatch) if self._dispatch in ready else ():
+        for frames in drain_views(self._dispatch) if self._dispatch in ready else ():
             now = time.monotonic_ns()
             try:
                 if len(frames) != 1:
@@ -364,10 +364,11 @@ class Worker:
             self._counts["batches"] += ended.batch.size
             self._counts["requests"] += ended.key.size
             self._counts["not_ok"] += 0 if status == Status.OK else ended.key.size
-            for reply in columns.replies(self._settings.id, ended, offset, status):
+            told = columns.told(ended, offset)
+            for reply in columns.replies(self._settings.id, ended, told, status):
                 until = self._clock.to_monotonic(reply.last_due) + ANSWER_GRACE_NS
                 self._frontends.reply(reply.slot, [reply.frame], until)
-            self._completions.add_columns(ended, offset, status)
+            self._completions.add_columns(ended, told, offset, status)
 
     # -- the end ---------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ from symphony.wire.framing import (
     read,
     text,
     unpack,
+    unpack_columns,
 )
 
 
@@ -133,7 +134,7 @@ def encode_plan(message: Plan) -> bytes:
 
 def decode_plan(frame: Buffer) -> Plan:
     """Read-only columns; model indexes are checked against the names, sizes against the keys."""
-    f = unpack(frame, PLAN, 11)
+    f = unpack_columns(frame, PLAN, 4, 7)
     names = name_list(f[3])
     batch = read(f[4], U64_TYPE)
     n = batch.size
@@ -220,7 +221,7 @@ def encode_results(message: Results) -> bytes:
 
 def decode_results(frame: Buffer) -> Results:
     """Read-only columns; model indexes are checked against the names, counts against the keys."""
-    f = unpack(frame, RESULTS, 13)
+    f = unpack_columns(frame, RESULTS, 4, 9)
     names = name_list(f[3])
     batch = read(f[4], U64_TYPE)
     n = batch.size

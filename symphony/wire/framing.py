@@ -23,6 +23,10 @@ RESULTS: Final = 8
 MAX_REQUESTS: Final = 65_536
 """Most requests in one message; more is malformed."""
 
+HEAD_BYTES: Final = 4_096
+"""Of a message of columns, looked at first for the fields before them."""
+SMALL_COLUMN: Final = 16_384
+
 MAX_NAME: Final = 256
 """Characters of a name."""
 
@@ -119,13 +123,62 @@ def unpack(frame: Buffer, kind: int, length: int) -> list[Any]:
         raise WireError("malformed", type(error).__name__) from None
     if not isinstance(fields, list) or len(fields) < 2:
         raise WireError("malformed", "not an array")
+    _check_head(fields, len(fields), kind, length)
+    return fields
+
+
+def unpack_columns(frame: Buffer, kind: int, heads: int, columns: int) -> list[Any]:
+    """As :func:`unpack`, for messages whose last fields are columns: large ones are views of the frame.
+
+    Args:
+        frame: the message.
+        kind: what it should be.
+        heads: number of the fields before the columns.
+        columns: their number.
+
+    Raises:
+        WireError: it is no such message.
+    """
+    view, size, some = memoryview(frame).toreadonly(), len(frame), HEAD_BYTES
+    fields: list[Any] | None = None
+    while fields is None:
+        reader = msgpack.Unpacker(
+            raw=False, strict_map_key=True, read_size=some, max_buffer_size=max(some, size)
+        )
+        reader.feed(view[:some])
+        try:
+            length = reader.read_array_header()
+            fields = [reader.unpack() for _ in range(min(length, heads))]
+        except msgpack.OutOfData:
+            if some >= size:
+                raise WireError("malformed", "cut off") from None
+            some *= 16
+        except Exception as error:  # noqa: BLE001 - msgpack raises many types on hostile bytes
+            raise WireError("malformed", type(error).__name__) from None
+    if length < 2:
+        raise WireError("malformed", "not an array")
+    _check_head(fields, length, kind, heads + columns)
+    at = reader.tell()
+    for _ in range(columns):
+        code = view[at] if at < size else 0
+        start = at + 1 + (1 << (code - 0xC4)) if 0xC4 <= code <= 0xC6 else size + 1
+        at = start + int.from_bytes(view[at + 1 : start], "big")
+        if at > size:
+            raise WireError("malformed", "a column is no binary or cut off")
+        # Arithmetic on columns that begin anywhere is slower: small ones are worth their copy.
+        fields.append(bytes(view[start:at]) if at - start <= SMALL_COLUMN else view[start:at])
+    if at != size:
+        raise WireError("malformed", "more than one message")
+    return fields
+
+
+def _check_head(fields: list[Any], length: int, kind: int, expected: int) -> None:
     if fields[0] != kind:
         raise WireError("unexpected-kind", shown(fields[0]))
     if fields[1] != VERSION:
         raise WireError("wrong-version", shown(fields[1]))
-    if len(fields) != length:
-        raise WireError("malformed", f"{len(fields)} fields instead of {length}")
-    return fields
+    if length != expected:
+        raise WireError("malformed", f"{length} fields instead of {expected}")
 
 
 def read(value: Any, dtype: np.dtype[Any], count: int | None = None) -> Any:
@@ -134,7 +187,7 @@ def read(value: Any, dtype: np.dtype[Any], count: int | None = None) -> Any:
     Raises:
         WireError: no column, too long, or of another length.
     """
-    if not isinstance(value, bytes) or len(value) % dtype.itemsize:
+    if not isinstance(value, bytes | memoryview) or len(value) % dtype.itemsize:
         raise WireError("malformed", "a column is no binary of whole entries")
     found = np.frombuffer(value, dtype=dtype)
     if found.size > MAX_REQUESTS:

@@ -170,3 +170,19 @@ def test_columns_are_packed_as_msgpack_would(entries: int) -> None:
         head, ((wide[::-1], np.dtype(">i8")), (wide, np.dtype("<u4")), (narrow, np.dtype("u1")))
     )
     assert frame == msgpack.packb((*head, *columns))
+
+
+def test_columns_behind_thousands_of_names_and_large_ones_are_read_as_they_were_sent() -> None:
+    n = 3_000
+    names = [f"model-{i}" for i in range(n)]
+    index = np.arange(n, dtype=np.uint32)
+    times, keys = np.arange(n, dtype=np.int64), np.arange(2 * n, dtype=np.uint64)
+    size = np.full(n, 2, np.uint32)
+    message = wire.Plan(
+        "shard-0", names, keys[:n], index, index, times, size, keys + 5, keys.astype(np.int64) - 7
+    )
+    frame = bytearray(wire.encode_plan(message))
+    found = wire.decode_plan(memoryview(frame))
+    _same(found, message)
+    with pytest.raises(ValueError, match="read-only"):
+        found.key[0] = 1

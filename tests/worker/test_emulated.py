@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,10 @@ from symphony.pace import REST_SHARE
 from symphony.profile import Profile
 from symphony.status import Status
 from worker import columns, plans
-from worker.emulated import EmulatedGpus, Ended
+from worker.emulated import MIXED, EmulatedGpus, Ended
 
 PROFILES = {"m": Profile.linear(1.082, 5.204, 128), "n": Profile.linear(2, 1, 4)}
-KEYS = 300
+HERE = frozenset(range(100))
 
 
 def plan(*batches: tuple[int, str, int, int], shard: str = "shard-0") -> wire.Plan:
@@ -46,7 +47,7 @@ def gpus() -> EmulatedGpus:
 
 
 def start(device: EmulatedGpus, now: int, *batches: tuple[int, str, int, int]) -> None:
-    assert plans.take_columns(plan(*batches), device, range(100), now) == []
+    assert plans.take_columns(plan(*batches), device, HERE, now) == []
 
 
 def rows(ended: Ended) -> list[tuple[int, str, int, int, int, int, list[int]]]:
@@ -130,10 +131,10 @@ def test_what_cannot_run_is_left_and_the_rest_runs(monkeypatch: pytest.MonkeyPat
     mixed = plan(
         (0, "m", 0, 2), (1, "x", 0, 1), (2, "n", 1, 5), (3, "n", 9, 1), (4, "m", 1, 0), (5, "n", 1, 4)
     )
-    assert plans.take_columns(mixed, device, {0, 1}, 0) == [1, 2, 3, 4]
+    assert plans.take_columns(mixed, device, frozenset({0, 1}), 0) == [1, 2, 3, 4]
     assert device.requests == 6
     monkeypatch.setattr(plans, "MAX_OUTSTANDING", 4)
-    assert plans.take_columns(plan((6, "m", 0, 2), (7, "m", 0, 1)), device, {0, 1}, 0) == [1]
+    assert plans.take_columns(plan((6, "m", 0, 2), (7, "m", 0, 1)), device, frozenset({0, 1}), 0) == [1]
     assert device.requests == 8
     ends = [row for ended in device.abandon() for row in rows(ended)]
     assert sorted(row[0] for row in ends) == [0, 5, 6]
@@ -148,7 +149,7 @@ def test_models_that_have_gone_end_what_they_began_and_take_no_more() -> None:
     del profiles["m"]
     profiles["o"] = Profile.linear(1, 1, 2)
     device.changed()
-    assert plans.take_columns(plan((1, "m", 0, 1), (2, "o", 0, 2)), device, {0}, 0) == [0]
+    assert plans.take_columns(plan((1, "m", 0, 1), (2, "o", 0, 2)), device, frozenset({0}), 0) == [0]
     assert [row[:2] for ended in device.finish(10**12) for row in rows(ended)] == [(0, "m"), (2, "o")]
 
 
@@ -167,9 +168,11 @@ def test_every_frontend_gets_its_own_keys_of_every_batch(shape: list[tuple[str, 
     at = np.arange(n)
     model = np.array(["mn".index(name) for name, _ in shape], np.int64)
     times = (at, at, at + 10, at + 20, at + 30)
-    ended = Ended(["a", "b"], ["m", "n"], at % 2, at.astype(np.uint64), at, model, size, *times, key)
+    slot = np.array([mine[0] if len(set(mine)) == 1 else MIXED for mine in slots], np.int64)
+    ended = Ended(["a", "b"], ["m", "n"], at % 2, at.astype(np.uint64), at, model, size, *times, slot, key)
+    told = columns.told(ended, 100)
     got: dict[int, list[int]] = {}
-    for reply in columns.replies("w", ended, 100, Status.OK):
+    for reply in columns.replies("w", ended, told, Status.OK):
         results = wire.decode_results(reply.frame)
         assert results.worker == "w"
         for result in separate(results):
@@ -179,25 +182,27 @@ def test_every_frontend_gets_its_own_keys_of_every_batch(shape: list[tuple[str, 
             assert set(result.status.tolist()) == {Status.OK}
             got.setdefault(reply.slot, []).extend(result.key.tolist())
     assert got == {slot: [k for k in flat if k >> 48 == slot] for slot in {k >> 48 for k in flat}}
-    told = []
+    heard = []
     for shard in np.unique(ended.shard).tolist():
-        done = wire.decode_done(columns.done("w", 3, ended, shard, 100, Status.OK))
+        done = wire.decode_done(columns.done("w", 3, ended, told, shard, 100, Status.OK))
         assert set((done.batch % 2).tolist()) == {shard}
         names = [done.models[m] for m in done.model.tolist()]
-        told += list(zip(done.batch.tolist(), names, done.size.tolist(), strict=True))
+        heard += list(zip(done.batch.tolist(), names, done.size.tolist(), strict=True))
         assert not done.failed.any()
         assert (done.started - 110).tolist() == done.batch.tolist() == (done.finished - 120).tolist()
-    assert sorted(told) == [(i, name, len(mine)) for i, (name, mine) in enumerate(shape)]
+    assert sorted(heard) == [(i, name, len(mine)) for i, (name, mine) in enumerate(shape)]
 
 
 def test_each_shard_is_told_of_its_own_batches() -> None:
     device = gpus()
     for number, shard in enumerate(["shard-1", "shard-0", "shard-1"]):
-        assert plans.take_columns(plan((number, "m", number, 1), shard=shard), device, range(9), 0) == []
+        assert plans.take_columns(plan((number, "m", number, 1), shard=shard), device, HERE, 0) == []
     (ended,) = device.finish(10**12)
     found = {}
     for shard in range(2):
-        done = wire.decode_done(columns.done("w", 1, ended, shard, 0, Status.UNAVAILABLE))
+        done = wire.decode_done(
+            columns.done("w", 1, ended, columns.told(ended, 0), shard, 0, Status.UNAVAILABLE)
+        )
         found[ended.shards[shard]] = (done.batch.tolist(), done.size.tolist(), done.failed.tolist())
     assert found == {"shard-1": ([0, 2], [0, 0], [1, 1]), "shard-0": ([1], [0], [1])}
 
@@ -205,12 +210,52 @@ def test_each_shard_is_told_of_its_own_batches() -> None:
 def test_names_of_shards_that_have_nothing_here_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.emulated.MOST_SHARDS", 4)
     device = gpus()
-    assert plans.take_columns(plan((0, "m", 0, 100), shard="stays"), device, range(9), 0) == []
+    assert plans.take_columns(plan((0, "m", 0, 100), shard="stays"), device, HERE, 0) == []
     for number in range(1, 40):
-        assert plans.take_columns(plan((number, "n", 1, 1), shard=f"s{number}"), device, range(9), 0) == []
+        assert plans.take_columns(plan((number, "n", 1, 1), shard=f"s{number}"), device, HERE, 0) == []
         if number < 30:
             (ended,) = device.finish(number * PROFILES["n"].latency(1))
             assert [ended.shards[i] for i in ended.shard.tolist()] == [f"s{number}"]
     assert len(device) == 11
     ends = [(e.shards[s], int(b)) for e in device.abandon() for s, b in zip(e.shard, e.batch, strict=True)]
     assert sorted(ends) == sorted([("stays", 0), *((f"s{n}", n) for n in range(30, 40))])
+
+
+def slots(plan: wire.Plan, *numbers: int) -> wire.Plan:
+    """With the keys of these frontends, in turn."""
+    slot = np.resize(np.array(numbers, np.uint64), plan.key.size)
+    return dataclasses.replace(plan, key=plan.key | slot << np.uint64(wire.SLOT_SHIFT))
+
+
+def test_batches_tell_whose_requests_they_are() -> None:
+    device = gpus()
+    for made in (
+        slots(plan((0, "m", 0, 3), (1, "m", 1, 1)), 7),
+        slots(plan((2, "m", 2, 2), (3, "m", 3, 1), (4, "m", 4, 2)), 7, 65_535),
+    ):
+        assert plans.take_columns(made, device, HERE, 0) == []
+    found = {
+        int(b): int(s) for ended in device.abandon() for b, s in zip(ended.batch, ended.slot, strict=True)
+    }
+    assert found == {0: 7, 1: 7, 2: MIXED, 3: 7, 4: MIXED}
+
+
+def test_one_batch_that_takes_long_does_not_keep_the_room_of_thousands_that_ended() -> None:
+    device = EmulatedGpus({"m": Profile.linear(1, 1, 4), "slow": Profile.linear(1, 10**6, 4)})
+    device.changed()
+    start(device, 0, (0, "slow", 99, 4))
+    for number in range(1, 5_000):
+        start(device, 10_000_000 * number, (number, "m", number % 90, 4))
+        (ended,) = device.finish(10_000_000 * number + 9_000_000)
+        assert rows(ended)[0][-1] == [1000 * i + number for i in range(4)]
+    assert device._end.size == 64
+    (ended,) = device.abandon()
+    assert rows(ended)[0][-1] == [0, 1000, 2000, 3000]
+
+
+def test_gpus_of_another_worker_and_numbers_beyond_all_are_not_here() -> None:
+    device = gpus()
+    gpu = np.array([0, 3, 4, 5, 2**32 - 1], np.uint32)
+    assert device.here(gpu, frozenset({3, 4})).tolist() == [False, True, True, False, False]
+    assert device.here(gpu, frozenset({0})).tolist() == [True, False, False, False, False]
+    assert not device.here(gpu, frozenset()).any()

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from worker.keyring import KeyRing
 
-NONE = np.zeros(0, np.int64)
+
+def none() -> None:
+    """Nothing is needed any more."""
 
 
 def keys(first: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
@@ -17,9 +19,9 @@ def keys(first: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
 
 def test_batches_come_back_in_any_order_across_the_ends_of_the_ring() -> None:
     ring = KeyRing(8)
-    a = ring.append(keys(0, 5), NONE)
-    b = ring.append(keys(100, 2), np.array([a]))
-    c = ring.append(keys(200, 6), np.array([b]))
+    a = ring.append(keys(0, 5), none)
+    b = ring.append(keys(100, 2), lambda: a)
+    c = ring.append(keys(200, 6), lambda: b)
     found = ring.take(np.array([c, b]), np.array([6, 2]))
     assert found.tolist() == [200, 201, 202, 203, 204, 205, 100, 101]
 
@@ -27,7 +29,7 @@ def test_batches_come_back_in_any_order_across_the_ends_of_the_ring() -> None:
 def test_room_is_used_again() -> None:
     ring = KeyRing(16)
     for turn in range(100):
-        start = ring.append(keys(turn, 7), NONE)
+        start = ring.append(keys(turn, 7), none)
         assert ring.take(np.array([start]), np.array([7])).tolist() == list(range(turn, turn + 7))
     assert ring.room == 16
 
@@ -42,7 +44,9 @@ def test_what_is_needed_stays(steps: list[tuple[int, int]]) -> None:
     for size, ends in steps:
         wanted = list(range(number, number + size))
         number += size
-        start = ring.append(np.array(wanted, np.uint64), np.array([first for first, _ in there], np.int64))
+        start = ring.append(
+            np.array(wanted, np.uint64), lambda: min((first for first, _ in there), default=None)
+        )
         there.append((start, wanted))
         if ends < len(there):
             first, expected = there.pop(ends)
