@@ -94,20 +94,11 @@ class Intake:
         nothing as long as more is offered than it takes. What is left here still makes large batches. While
         most is refused the link is read on at once, until what comes is young again.
         """
-        slo = self._table.slo_ns(requests.model.astype(np.int64))
-        old = requests.deadline - now < slo - slo // BACKLOG_SHARE
-        if not np.count_nonzero(old):
-            return requests
-        n = int(np.count_nonzero(old))
-        self._faults.count("submit-backlog", f"{n} of {old.size} requests", n)
-        self._stats.dropped(requests.model[old].astype(np.int64), len(self._table.names))
-        refused = np.full(n, Status.OVERLOADED, np.uint8)
-        self._frontends.answer(now, requests.key[old], refused, "the shard has a backlog; retry later")
-        kept = ~old
-        rank = None if requests.priority is None else requests.priority[kept]
-        return requests._replace(
-            model=requests.model[kept],
-            deadline=requests.deadline[kept],
-            key=requests.key[kept],
-            priority=rank,
-        )
+        slo = self._table.slo_ns
+        due = now + slo - slo // BACKLOG_SHARE
+        requests, old = self._reader.split(requests, due, now, self._stats.refused(slo.size))
+        if old.size:
+            self._faults.count("submit-backlog", f"{old.size} of {old.size + requests.key.size}", old.size)
+            refused = np.full(old.size, Status.OVERLOADED, np.uint8)
+            self._frontends.answer(now, old, refused, "the shard has a backlog; retry later")
+        return requests

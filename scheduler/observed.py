@@ -101,7 +101,7 @@ class Observed:
         record = np.asarray(core.queues.record, np.int64)[: lanes * FIELDS].reshape(lanes, FIELDS)
         model = np.asarray(core.lane_model, np.int64)[:lanes]
         some = (record[:, TAIL] > record[:, HEAD]) & (model < wait.size)
-        slo = np.array(table.slos_ns(), np.float64)
+        slo = table.slo_ns.astype(np.float64)
         age = slo[model[some]] - (record[some, FIRST] + core.result - now)
         np.maximum.at(wait, model[some], np.maximum(0.0, age))
         return wait

@@ -51,6 +51,9 @@ from symphony.waiter import Waiter
 _log = logging.getLogger(__name__)
 
 REPORT_NS: Final = 1_000_000_000
+SLICE_NS: Final = 25_000_000
+"""A slice of the margins and factors is worked out that often at most; thousands of GPUs take longer than a
+second, but have few new completions each in one."""
 GATHER_NS: Final = 50_000_000
 """Completions gather for that long, or until they are many, before they are learned from."""
 TIMER_SHARE: Final = 50
@@ -307,7 +310,7 @@ class Shard:
         self._frontends.retry(now)
 
     def _learn_from_completions(self, mono: int) -> None:
-        """A slice of the margins and factors at a time, all of them once a second."""
+        """A slice of the margins and factors at a time; once a second all, if they are not too many."""
         due = mono >= self._learn_at
         if (due and mono >= self._gather_at) or self.fleet.has_much_to_learn:
             self._gather_at = mono + GATHER_NS
@@ -315,7 +318,7 @@ class Shard:
             if back is not None:
                 self.stats.completed(back, len(self.table.names))
         if due:
-            self._learn_at = mono + REPORT_NS // self.fleet.lessons.slices
+            self._learn_at = mono + max(SLICE_NS, REPORT_NS // self.fleet.lessons.slices)
             self.fleet.lessons.relearn(self.timers.now(), self.table.tightest_slo_ns() // GPU_SHARE)
 
     def _report(self) -> None:

@@ -53,6 +53,11 @@ class Stats:
         self._grow(models)
         return self._offered[:models]
 
+    def refused(self, models: int) -> npt.NDArray[np.int64]:
+        """The counters of requests that were dropped, of the first ``models`` models, to be added to."""
+        self._grow(models)
+        return self._dropped[:models]
+
     def dropped(self, model: np.ndarray[Any, Any], models: int) -> None:
         """Requests were dropped: a column of model numbers."""
         self._grow(models)

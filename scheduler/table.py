@@ -120,14 +120,10 @@ class ModelTable:
     def _profile(self, number: int, kind: int) -> list[int] | None:
         return self._specs[self.names[number]].profiles.get(self._type_names[kind])
 
-    def slo_ns(self, number: Ids) -> Ids:
-        """The objectives of these models; 0 for those that are not in the table."""
-        known = number < self._slo.size
-        if known.all():
-            return self._slo[number]
-        found = np.zeros(number.size, np.int64)
-        found[known] = self._slo[number[known]]
-        return found
+    @property
+    def slo_ns(self) -> Ids:
+        """The objectives by model number."""
+        return self._slo
 
     def numbers(self, names: Iterable[str]) -> list[int]:
         """Numbers of those models that the table knows, in order."""
@@ -136,7 +132,3 @@ class ModelTable:
     def tightest_slo_ns(self) -> int:
         """The smallest objective in the table; 1 s while it is empty."""
         return min((round(spec.slo_ms * 1e6) for spec in self._specs.values()), default=1_000_000_000)
-
-    def slos_ns(self) -> list[int]:
-        """The objectives by model number."""
-        return [round(self._specs[name].slo_ms * 1e6) for name in self.names]

@@ -23,6 +23,7 @@ cdef class Submits:
     cdef public unsigned int[::1] model
     cdef public long long[::1] deadline
     cdef public unsigned long long[::1] key
+    cdef public unsigned long long[::1] out
     cdef public tuple _views
 
     @cython.locals(
@@ -33,6 +34,12 @@ cdef class Submits:
         known="unsigned int", which="unsigned int",
     )
     cpdef long long read(self, list frames, unsigned long long incarnation, long long[::1] counts) except -2
+    @cython.locals(
+        model="unsigned int[::1]", deadline="long long[::1]", key="unsigned long long[::1]",
+        out="unsigned long long[::1]", known="unsigned int", left="long long", gone="long long", i="long long",
+        which="unsigned int", limit="long long",
+    )
+    cpdef long long split(self, long long n, const long long[::1] due, long long otherwise, long long[::1] counts) except -1
     @cython.locals(at="long long", first="int")
     cdef unsigned long long _number(self, const unsigned char[::1] frame, long long size) noexcept
     @cython.locals(at="long long", first="int", length="unsigned long long")

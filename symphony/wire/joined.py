@@ -76,7 +76,8 @@ class SubmitReader:
 
     def __init__(self, compiled: bool = True) -> None:
         loops = native.compiled("submits") if compiled and not native.pure() else None
-        self._loops = None if loops is None else loops.Submits()
+        self._loops: Any = None if loops is None else loops.Submits()
+        self._looped: Submitted | None = None
 
     def read(self, frames: list[bytes], incarnation: int, counts: I64) -> Submitted:
         """All requests in ``frames``, as columns.
@@ -89,14 +90,49 @@ class SubmitReader:
         if self._loops is not None and 0 <= incarnation <= MAX_U64:
             n = self._loops.read(frames, incarnation, counts)
             if n >= 0:
-                model, deadline, key = self._loops.columns(n)
-                return Submitted(model, deadline, key, None, [], [])
+                self._looped = self._columns(n)
+                return self._looped
         found = _quick_submits(frames, incarnation)
         if found is None:
             found = _one_by_one(frames, incarnation)
-        known = found.model[found.model < counts.size]
-        counts += np.bincount(known, minlength=counts.size)
+        counts += _by_model(found.model, counts.size)
         return found
+
+    def split(self, requests: Submitted, due: I64, otherwise: int, counts: I64) -> tuple[Submitted, U64]:
+        """Take out what is too late: the requests with a deadline before ``due[model]``.
+
+        Args:
+            requests: what :meth:`read` gave last.
+            due: ns by model number.
+            otherwise: ns, for models beyond its length.
+            counts: as long; the requests taken out are added by model.
+
+        Returns:
+            The others, in their order, and the keys of those taken out.
+        """
+        if self._loops is not None and requests is self._looped:
+            n = requests.key.size
+            left = self._loops.split(n, due, otherwise, counts)
+            return self._columns(left), self._loops.taken_out(n - left)
+        limit = np.append(due, otherwise)[np.minimum(requests.model, due.size)]
+        old = requests.deadline < limit
+        counts += _by_model(requests.model[old], counts.size)
+        kept = ~old
+        left = requests._replace(
+            model=requests.model[kept],
+            deadline=requests.deadline[kept],
+            key=requests.key[kept],
+            priority=None if requests.priority is None else requests.priority[kept],
+        )
+        return left, requests.key[old]
+
+    def _columns(self, n: int) -> Submitted:
+        model, deadline, key = self._loops.columns(n)
+        return Submitted(model, deadline, key, None, [], [])
+
+
+def _by_model(model: U32, models: int) -> I64:
+    return np.bincount(model[model < models], minlength=models)
 
 
 def _quick_submits(frames: Sequence[bytes], incarnation: int) -> Submitted | None:

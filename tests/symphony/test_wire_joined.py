@@ -131,6 +131,24 @@ def test_the_loops_read_what_encoders_write(module: Any) -> None:
         assert counts.tolist() == [2 * np.count_nonzero(model == number) for number in range(3)]
 
 
+@given(st.lists(submits(), max_size=4), st.integers(-100, 100), st.lists(st.integers(-100, 100), max_size=3))
+def test_what_is_too_late_is_taken_out(messages: list[wire.Submit], otherwise: int, due: list[int]) -> None:
+    frames = [_meant_for(message, MINE) for message in messages]
+    limits = np.array(due, np.int64)
+    answers = []
+    for reader in READERS:
+        counts = np.zeros(len(due), np.int64)
+        whole = reader.read(frames, MINE, counts.copy())
+        rows = _said(whole)[0]
+        left, old = reader.split(whole, limits, otherwise, counts)
+        late = [row for row in rows if row[1] < (due[row[0]] if row[0] < len(due) else otherwise)]
+        assert _said(left)[0] == [row for row in rows if row not in late]
+        assert old.tolist() == [row[2] for row in late]
+        assert counts.tolist() == [sum(row[0] == model for row in late) for model in range(len(due))]
+        answers.append(_said(left))
+    assert all(answer == answers[0] for answer in answers)
+
+
 @pytest.mark.parametrize("module", FORMS)
 def test_the_loops_leave_what_is_unusual_to_others_and_count_nothing(module: Any) -> None:
     reader, counts = module.Submits(), np.zeros(3, np.int64)
