@@ -185,7 +185,8 @@ def version(policy: str) -> str:
     """Hash of the sources that a result of the policy depends on."""
     core = Path(scheduler.core.__path__[0])
     here = Path(simulator.__path__[0])
-    sources = [*core.glob("*.py"), here / "engine.py", here / "arrivals.py", here / "results.py"]
+    sources = [*core.glob("*.py")]
+    sources += [here / f"{name}.py" for name in ("engine", "arrivals", "results", "grid_search")]
     if policy.partition(":")[0] != "adaptive":
         sources = [path for path in sources if path.stem not in OWN]
     sources += (here / "baselines").glob("*.py")

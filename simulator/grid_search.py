@@ -10,10 +10,12 @@ from .goodput import LIMIT, bad_share
 
 CLAIRVOYANT = "clairvoyant"
 """In the place of a policy's name: the least bad share that any scheduler could have."""
+STEP = 1.01
+"""Policies are run at powers of this, times the fluid ideal, and at nothing between them."""
 COARSE = 0.02
 """The bisection's precision."""
-NEAR = (-0.08, -0.06, -0.045, -0.03, -0.02, -0.01, 0.0, 0.01, 0.02, 0.03, 0.045, 0.06)
-"""Rates around its end at which a policy that is not behind is run, too."""
+REACH = 7
+"""So many steps below and above its limit a policy that is not behind is run at every rate."""
 LOWEST = 0.01
 """Shares of the fluid ideal below this count as nothing."""
 BEHIND = 0.95
@@ -24,41 +26,48 @@ def search(experiment: Experiment, policy: str, best: float) -> float:
     """The factor on the rates at which bad is 1 %; ``best``: the largest that another policy reached.
 
     Under bursts the bad share of a finite run does not rise steadily with the rate, and a bisection ends
-    at any of its crossings of 1 %. So the neighbourhood of the first one is looked at too, and what counts
-    is where the rising curve that fits all these runs best (least squares) crosses 1 %.
+    at any of its crossings of 1 %. So all rates in the neighbourhood are run too, and what counts is where
+    the rising curve that fits all these runs best (least squares) crosses 1 %. The neighbourhood moves
+    until the crossing lies in its middle, and the rates are the same for all policies: so the result
+    does not hang on where the search began, and policies that do the same come out the same.
     """
     bad: dict[float, float] = {}
 
-    def good(scale: float) -> bool:
-        if policy == CLAIRVOYANT:
+    def at(step: int) -> float:
+        return float(STEP**step)
+
+    def good(step: int) -> bool:
+        scale = at(step)
+        if scale not in bad and policy == CLAIRVOYANT:
             bad[scale] = least_bad_share(experiment, scale)
-        else:
+        elif scale not in bad:
             bad[scale] = bad_share(experiment, policy, scale)
         return bad[scale] < LIMIT
 
-    low, high = 0.0, best or 1.0
-    step = 1.05
+    high = round(np.log(best or 1.0) / np.log(STEP))
+    low, stride = high - 5, 5
     while good(high):
-        low, high = high, high * step
-        step *= 1.05
-    step = 0.05
-    while low == 0.0:
-        below = high * (1 - step)
-        if below < LOWEST:
+        low, high = high, high + stride
+        stride += 5
+    stride = 5
+    while not good(low):
+        low, high = low - stride, low
+        stride = min(70, 2 * stride)
+        if at(low) < LOWEST:
             return 0.0
-        if good(below):
-            low = below
-        else:
-            high = below
-            step = min(0.5, 2 * step)
-    while high - low > COARSE * high:
-        middle = (low + high) / 2
+    while at(high) - at(low) > COARSE * at(high):
+        middle = (low + high) // 2
         low, high = (middle, high) if good(middle) else (low, middle)
-    if high >= BEHIND * best:
-        for offset in NEAR:
-            good((1 + offset) * low)
-    while crossing(bad, LIMIT) == 0.0 and min(bad) > LOWEST:
-        good(0.95 * min(bad))
+    if at(high) >= BEHIND * best:
+        around = range(low - REACH, low + REACH + 1)
+        while any(at(step) not in bad for step in around):
+            for step in around:
+                good(step)
+            found = crossing(bad, LIMIT) or at(min(around))
+            middle = int(np.floor(np.log(found) / np.log(STEP)))
+            around = range(middle - REACH, middle + REACH + 1)
+            if at(around[0]) < LOWEST:
+                break
     return crossing(bad, LIMIT)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,20 @@ def test_the_search_finds_the_limit(monkeypatch: pytest.MonkeyPatch, limit: floa
     found = search(None, "eager", best)  # type: ignore[arg-type]
     wide = COARSE if limit < BEHIND * best else COARSE / 2
     assert limit * (1 - 1.1 * wide) <= found <= limit * (1 + 1.1 * wide)
+
+
+def test_where_the_search_begins_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[float] = []
+
+    def bad(experiment: Experiment, policy: str, scale: float) -> float:
+        runs.append(scale)
+        return max(0.0, 0.01 + 0.1 * (scale - 1) + 0.003 * math.sin(150 * scale))
+
+    monkeypatch.setattr(simulator.grid_search, "bad_share", bad)
+    found = {search(None, "eager", best) for best in (0.0, 0.5, 0.9, 0.97, 1.0, 1.01, 1.04)}  # type: ignore[arg-type]
+    assert max(found) - min(found) < 0.002
+    assert found.pop() == pytest.approx(1.0, abs=0.02)
+    assert all(math.log(scale, 1.01) == pytest.approx(round(math.log(scale, 1.01))) for scale in runs)
 
 
 def test_the_crossing_is_that_of_the_best_rising_curve() -> None:
