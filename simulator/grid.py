@@ -42,7 +42,7 @@ from .runs import check_policy
 from .system import Cluster
 from .zoo import zoo_row
 
-OWN = ("adaptive", "plans", "rules", "recording", "rehearsal")
+OWN = ("adaptive", "observing", "plans", "rules", "recording", "rehearsal")
 """Modules of the core that only ``adaptive`` uses."""
 LEARNED = 1.645
 """Standard deviations from the mean to the 95th percentile, which is what a shard learns as its margin."""

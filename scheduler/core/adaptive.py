@@ -11,15 +11,15 @@ piece of a rehearsal, every half second for the plan (:mod:`scheduler.core.plans
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
-from .limits import SAMPLE_NS, TYPES
-from .plans import Floats, Ints, Load, Plan, make_plan
+from .observing import Reading
+from .plans import Ints, Load, Plan, Steps, planning
 from .recording import Columns, Recorder
-from .rehearsal import Lengths, Losses, Rehearsal, Scene, Stand, scene_of
-from .rules import RULES, Follower, Idle, Told, install, live_gpus, spare, thresholds, view
+from .rehearsal import Lengths, Losses, Rehearsal, Scene, Stand
+from .rules import RULES, Follower, Idle, Told, install, spare, thresholds
 
 if TYPE_CHECKING:
     from .window import Window
@@ -33,7 +33,41 @@ MEMORY: Final = 4.0
 WINDOW: Final = 8.0
 """Recording goes on for so many mean latency budgets at least, unless too many pieces wait."""
 STEP_NS: Final = 2_000_000
-"""Between two looks while there is something to rehearse."""
+"""Between two looks while there is something to rehearse, or a plan to make."""
+LOOK: Final = 12_000
+"""What making a plan may take of one look, in rows of a pass over the models; then that step was the last."""
+PASS: Final = 500
+"""So many rows a pass counts for beside its own."""
+READ: Final = 8
+"""Passes that reading the load takes, and reading the models."""
+TOLD: Final = 256
+"""After having told more lanes than that, a look does not rehearse."""
+TABLED: Final = 128
+"""Models whose latencies are put together in one look."""
+NOTHING, LOAD, TABLES, SCENE, PLAN = range(5)
+"""What is next of the plan that is due: the load but for latencies, those, models and GPUs, its steps."""
+
+
+class Unfinished(Protocol):
+    """A load whose latencies are still to be put together; ``models``: its rows."""
+
+    models: int
+
+    def extend(self, first: int, last: int) -> None:
+        """Those of the models in these rows; the rows before them have theirs."""
+
+    def load(self) -> Load:
+        """The load, when all rows have them."""
+
+
+class Seen(Protocol):
+    """What the slow loop reads of a core: see :class:`~scheduler.core.observing.Reading`."""
+
+    def load(self, now: int) -> tuple[Unfinished, Ints] | None:
+        """What came, and per model number its row in it (-1: none)."""
+
+    def scene(self) -> Scene:
+        """What there is to rehearse with."""
 
 
 class Tuner:
@@ -57,30 +91,36 @@ class Tuner:
         self.rehearsal: Rehearsal | None = None
         self.scene: Scene | None = None
         self.lengths = Lengths()
+        self.stage = NOTHING
+        self.draft: Unfinished
+        self.done = 0
+        self.load: Load
+        self.next_row: Ints
+        self.next_scene: Scene
+        self.steps: Steps
 
     def tune(self, core: Window, now: int) -> int:
         """Bring the core's numbers up to date; returns when that is due next."""
-        gpus = live_gpus(core)
-        due = self.look(now, core.work, gpus)
-        core.work = 0
-        if due:
+        seen = Reading(core)
+        gpus = seen.gpus()
+        if self.look(now, core.work, gpus):
             self.lengths.note(core.ran, core.ran_over, core.ran_squares)
             core.ran = core.ran_over = core.ran_squares = 0
-            found = observe(core, now, gpus)
-            if found is not None:
-                self.adopt(*found, scene_of(core))
+        core.work = 0
+        busy = self.prepare(seen, now)
         if self.plan is not None:
-            core.tape_room = self.rehearse(now, core.submitted, tape(core))
-            core.taped = 0
+            told = 0
             if self.told.differs(core.queues.lanes, self.losses.chosen, self.plan, self.idle.share):
                 core.gpus.guard_ns = self.plan.guard_ns
                 core.gpus.spare = spare(self.plan, gpus)
-                install(core, self.row, thresholds(self.told.rule, self.plan, self.told.pressed))
+                told = install(core, self.row, thresholds(self.told.rule, self.plan, self.told.pressed))
+            core.tape_room = self.rehearse(now, core.submitted, seen.tape(), busy or told > TOLD)
+            core.taped = 0
         return self.next_look(now)
 
     def next_look(self, now: int) -> int:
         """When :meth:`tune` is due next."""
-        waits = self.rehearsal is not None and self.rehearsal.pieces
+        waits = self.stage or (self.rehearsal is not None and self.rehearsal.pieces)
         return min(self.idle.next_look(), now + STEP_NS) if waits else self.idle.next_look()
 
     def look(self, now: int, work_ns: int, gpus: int) -> bool:
@@ -95,35 +135,80 @@ class Tuner:
             return False
         self.wait_ns = min(PLAN_NS, 2 * self.wait_ns)
         self.plan_at = now + self.wait_ns
+        if self.stage == NOTHING:
+            self.stage = LOAD
         return True
 
-    def adopt(self, load: Load, row: Ints, scene: Scene) -> Plan:
-        """Plan for this load from now on. ``row``: per model number its row in the load, or -1."""
-        load = replace(load, dispersion=self.recorder.dispersion.value, spread=self.lengths.spread)
-        plan = make_plan(load, self.dial)
+    def prepare(self, seen: Seen, now: int) -> bool:
+        """Go on with the plan that is due, as far as one look goes; returns whether that took anything."""
+        room = LOOK
+        while self.stage != NOTHING and room > 0:
+            if self.stage == SCENE and room < min(LOOK, READ * (PASS + self.draft.models)):
+                break
+            room -= self._prepare(seen, now)
+        return room < LOOK
+
+    def _prepare(self, seen: Seen, now: int) -> int:
+        """The next step of the plan that is due; returns what it took."""
+        if self.stage == LOAD:
+            found = seen.load(now)
+            self.stage = NOTHING if found is None else TABLES
+            if found is None:
+                return 0
+            self.draft, self.next_row = found
+            self.done = 0
+            return READ * (PASS + self.draft.models)
+        if self.stage == TABLES:
+            first, self.done = self.done, min(self.done + TABLED, self.draft.models)
+            self.draft.extend(first, self.done)
+            if self.done == self.draft.models:
+                self.load = self.draft.load()
+                self.stage = SCENE
+            return (self.done - first) * LOOK // TABLED
+        if self.stage == SCENE:
+            self.next_scene = seen.scene()
+            dispersion, spread = self.recorder.dispersion.value, self.lengths.spread
+            self.load = replace(self.load, dispersion=dispersion, spread=spread)
+            self.steps = planning(self.load, self.dial)
+            self.stage = PLAN
+            return READ * (PASS + len(self.next_scene.models)) + len(self.next_scene.gpus)
+        try:
+            return next(self.steps) * (PASS + len(self.load.rate))
+        except StopIteration as done:
+            self.stage = NOTHING
+            self._adopt(done.value)
+            return 0
+
+    def _adopt(self, plan: Plan) -> None:
+        """From now on this is the plan."""
+        load, scene = self.load, self.next_scene
         weight = float(load.rate.sum())
         mean = float((load.rate * load.budget).sum()) / weight
         self.idle.memory_ns = max(SHORTEST_NS, int(MEMORY * mean * 1e9))
         self.recorder.window_ns = int(WINDOW * mean * 1e9)
-        self.recorder.models = max((model[0] for model in scene.models), default=-1) + 1
-        self.plan, self.row = plan, row
+        self.recorder.models = int(scene.models[:, 0].max(initial=-1)) + 1
+        self.plan, self.row = plan, self.next_row
         if self.scene is None or not scene.like(self.scene):
             self.scene = scene
             self.rehearsal = Rehearsal(len(RULES), self.stand)
-        return plan
 
     def stand(self, rule: int) -> Stand:
         """A rule's stand in the present scene."""
         assert self.scene is not None
         return Stand(self.scene, Follower(rule), self.lengths.ppm)
 
-    def rehearse(self, now: int, submitted: int, tape: Columns) -> int:
-        """Take what was recorded, rehearse a piece; returns how much to record until the next look."""
+    def rehearse(self, now: int, submitted: int, tape: Columns, busy: bool = False) -> int:
+        """Take what was recorded and, unless ``busy`` with other things, rehearse a few requests.
+
+        Returns how much to record until the next look.
+        """
         rehearsal = self.rehearsal
         if rehearsal is None:
             return 0
         for piece in self.recorder.take(now, submitted, tape, len(rehearsal.pieces)):
             rehearsal.record(piece)
+        if busy:
+            return self.recorder.room
         if not rehearsal.pieces:
             made = self.recorder.more()
             if made is not None:
@@ -135,83 +220,3 @@ class Tuner:
             follower.idle.memory_ns = self.idle.memory_ns
         rehearsal.step(self.losses)
         return self.recorder.room
-
-
-def tape(core: Window) -> Columns:
-    """What was recorded since the last look."""
-    n = core.taped
-    model = np.frombuffer(memoryview(core.tape_model), np.uint32)[:n].copy()
-    return view(core.tape_at)[:n].copy(), model, view(core.tape_deadline)[:n].copy()
-
-
-def observe(core: Window, now: int, gpus: int) -> tuple[Load, Ints] | None:
-    """What the core has seen: the load, and per model number its row in it (-1: none).
-
-    Several GPU types: a model's l(b) is the mean over the types that serve it, weighted by their GPUs.
-    """
-    meter = core.meter
-    sample = now // SAMPLE_NS
-    row_of: dict[int, int] = {}
-    rate: list[float] = []
-    for lane in range(core.queues.lanes):
-        if meter.sample[lane] < 0 or core.fast[core.lane_model[lane]] < 0:
-            continue
-        meter.roll(lane, sample, core.queues.ever(lane))
-        window = meter.window_ns(lane)
-        if window == 0:
-            continue
-        model = core.lane_model[lane]
-        if model not in row_of:
-            row_of[model] = len(rate)
-            rate.append(0.0)
-        rate[row_of[model]] += meter.total[lane] * 1e9 / window
-    if not row_of or gpus == 0:
-        return None
-    at, most, budget, margin, tables = [], [], [], [], []
-    places: dict[tuple[tuple[int, int], ...], int] = {}
-    length = 0
-    for model in row_of:
-        mix = _mix(core, model)
-        largest = core.models.max_batch[model]
-        if mix not in places:
-            places[mix] = length
-            length += largest
-            tables.append(_mean_table(core, mix, largest))
-        at.append(places[mix])
-        most.append(largest)
-        kind = core.fast[model]
-        margin.append(core.margin + core.type_margin[kind])
-        budget.append((core.models.slo[model] - core.result - core.control - margin[-1]) / 1e9)
-    load = Load(
-        np.maximum(np.array(rate), 1e-3),
-        np.array(budget),
-        np.array(at, np.int64),
-        np.array(most, np.int64),
-        np.concatenate(tables),
-        core.data / 1e9,
-        gpus,
-        1.0,
-        margin=np.array(margin) / 1e9,
-    )
-    row = np.full(core.models.capacity, -1, np.int64)
-    row[list(row_of)] = np.arange(len(row_of))
-    return load, row
-
-
-def _mix(core: Window, model: int) -> tuple[tuple[int, int], ...]:
-    """(table, GPUs) of the types that serve the model."""
-    gpus = core.gpus
-    found: dict[int, int] = {}
-    for c in range(gpus.classes):
-        if gpus.holds[c * gpus.models + model]:
-            table = core.models.table[model * TYPES + gpus.class_type[c]]
-            found[table] = found.get(table, 0) + gpus.class_live[c]
-    return tuple(sorted(found.items()))
-
-
-def _mean_table(core: Window, mix: tuple[tuple[int, int], ...], largest: int) -> Floats:
-    latency = view(core.models.latency)
-    total = np.zeros(largest)
-    for table, count in mix:
-        total += count * latency[table + 1 : table + 1 + largest]
-    return np.asarray(total / (1e9 * sum(count for _, count in mix)))

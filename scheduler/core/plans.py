@@ -8,14 +8,16 @@ operations.
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 BUSY: Final = 0.8
 """The sustaining batch would keep this share of the GPUs busy."""
@@ -35,6 +37,9 @@ SURE: Final = 2.6
 """Standard deviations of a full batch's length that margin and cushion are together."""
 LOSS: Final = 0.01
 """Share of bad requests that the drop target is chosen for."""
+
+Steps = Generator[int, None, "Plan"]
+"""A plan in the making: each step says how many passes over the models it took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +97,17 @@ class Plan:
     scale: float
 
 
-def fluid_batch(load: Load, scale: float) -> Floats:
+def fluid_batch(load: Load, scale: float, least: Ints | None = None, most: Ints | None = None) -> Floats:
     """The continuous b ≥ 1 with (b − 1)/(scale·rate) + l(b) + b·data = budget, at most the largest batch.
 
-    The first request of a batch waits for nobody: it starts the clock.
+    The first request of a batch waits for nobody: it starts the clock. ``least``, ``most``: whole batches
+    between which ⌊b⌋ is known to be.
     """
     gather = 1.0 / np.maximum(scale * load.rate, 1e-9)
     gap = gather + load.data
     budget = load.budget + gather
-    low = np.ones(len(load.rate), dtype=np.int64)
-    high = load.most.copy()
+    low = np.ones(len(load.rate), dtype=np.int64) if least is None else least
+    high = load.most if most is None else most
     while True:
         open_ = low < high
         if not open_.any():
@@ -116,37 +122,43 @@ def fluid_batch(load: Load, scale: float) -> Floats:
     return np.asarray(low + np.clip(part, 0.0, 1.0))
 
 
-def saturation(load: Load) -> tuple[float, Floats, Floats]:
+def saturation(load: Load) -> Generator[int, None, tuple[float, Floats, Floats]]:
     """The largest y that the GPUs carry in fluid batches; those batches; GPUs per model at y."""
     alone = float((load.rate * load.latency(np.ones_like(load.at))).sum())
     low, high = load.gpus / max(alone, 1e-12), 0.0
     high = load.gpus / max(float((load.rate * load.latency(load.most) / load.most).sum()), 1e-12)
+    batch = fluid_batch(load, low)
+    whole = _passes(load.most)
+    yield whole
+    # Fluid batches grow with y: those at both ends leave ever less to look for between them.
+    least, most = batch.astype(np.int64), fluid_batch(load, high).astype(np.int64)
+    yield whole
     for _ in range(14):
         y = 0.5 * (low + high)
-        batch = fluid_batch(load, y)
-        if float((y * load.rate * load.smooth(batch) / batch).sum()) <= load.gpus:
-            low = y
+        between = fluid_batch(load, y, least, np.maximum(least, most))
+        if float((y * load.rate * load.smooth(between) / between).sum()) <= load.gpus:
+            low, batch, least = y, between, between.astype(np.int64)
         else:
-            high = y
-    batch = fluid_batch(load, low)
+            high, most = y, between.astype(np.int64)
+        yield _passes(most - least)
     return low, batch, low * load.rate * load.smooth(batch) / batch
 
 
-def sustaining(load: Load, gpus: float) -> Ints:
+def sustaining(load: Load, fluid: Floats, gpus: float) -> Generator[int, None, Ints]:
     """The smallest batches, all in one proportion to the fluid ones, that need ``gpus`` or less.
 
     The largest of them where that is not enough.
     """
-    fluid = fluid_batch(load, 1.0)
     best = np.ones_like(load.at)
     for step in range(1, 31):
         best = _rounded(load, 0.05 * step * fluid)
         if float((load.rate * load.latency(best) / best).sum()) <= gpus:
             break
+        yield 1
     return best
 
 
-def drop_target(load: Load, fluid: Floats) -> Ints:
+def drop_target(load: Load, fluid: Floats) -> Generator[int, None, Ints]:
     """The share of the fluid batches that carries most where ``LOSS`` is lost at random.
 
     A lane with a backlog room of R batches, seen as a diffusion between an empty and a full queue,
@@ -167,6 +179,7 @@ def drop_target(load: Load, fluid: Floats) -> Ints:
         value = carried * (1.0 - spare) if spare < 0.99 else 0.0
         if value > most:
             most, best = value, batch
+        yield 2
     return best
 
 
@@ -199,7 +212,21 @@ def _spare(room: float) -> float:
 
 def make_plan(load: Load, dial: float = 0.0) -> Plan:
     """The plan for this load; ``dial``: 0 (lowest latency) … 1 (fewest GPUs)."""
-    scale, fluid, share = saturation(load)
+    return finish(planning(load, dial))
+
+
+def finish(steps: Generator[int, None, T]) -> T:
+    """All steps that are left, at once."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return cast(T, done.value)
+
+
+def planning(load: Load, dial: float = 0.0) -> Steps:
+    """:func:`make_plan` in steps."""
+    scale, fluid, share = yield from saturation(load)
     full = _rounded(load, fluid)
     one = load.latency(np.ones_like(full))
     second = np.minimum(np.maximum(full, 2), load.most)
@@ -219,16 +246,22 @@ def make_plan(load: Load, dial: float = 0.0) -> Plan:
     if dial > 0.0:
         shared = min(shared, need * (1.0 + HEADROOM / dial))
         gpus = min(gpus, math.ceil(shared) + 1)
-    worth = np.minimum(worth, sustaining(load, shared / (1.0 + surge)))
-    sustain = np.minimum(np.maximum(sustaining(load, BUSY * shared), worth), full)
+    now = fluid_batch(load, 1.0)
+    yield _passes(load.most)
+    worth = np.minimum(worth, (yield from sustaining(load, now, shared / (1.0 + surge))))
+    sustain = np.minimum(np.maximum((yield from sustaining(load, now, BUSY * shared)), worth), full)
     guard, guard_ns = _guard(load, sustain, one)
+    yield 4
     cushion = np.maximum(SURE * load.spread * load.latency(full) - load.margin, 0.0)
+    target = yield from drop_target(load, fluid)
+    usual = usual_target(load)
+    yield _passes(load.most)
     return Plan(
         full,
         sustain,
         waits,
-        drop_target(load, fluid),
-        usual_target(load),
+        target,
+        usual,
         guard,
         (1e9 * cushion).astype(np.int64),
         guard_ns,
@@ -252,6 +285,11 @@ def _guard(load: Load, sustain: Ints, one: Floats) -> tuple[Ints, int]:
     guard = np.ceil(jobs + GUARDED * np.sqrt(load.dispersion * jobs))
     guard = np.where(count > 0, np.minimum(guard, load.gpus // 2), 0)
     return guard.astype(np.int64), int(least * 1e9)
+
+
+def _passes(sizes: Ints) -> int:
+    """Looks into the tables for a search among so many sizes, and what follows it."""
+    return 5 + int(sizes.max()).bit_length()
 
 
 def _rounded(load: Load, batch: Floats) -> Ints:

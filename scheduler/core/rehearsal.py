@@ -10,25 +10,23 @@ Nothing here reads a clock or draws at random.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from .limits import LIVE
 from .recording import Ints, Piece
-
-if TYPE_CHECKING:
-    from .window import Window
 
 BEGIN_NS: Final = 1_000_000_000
 """When a rehearsal begins in its own time; a core knows no time before 0."""
 SLICE: Final = 256
-"""Requests that are rehearsed per step, at most."""
-BUILT: Final = 64
+"""Requests that are rehearsed per step, at most; half of them with more than ``MANY`` models."""
+MANY: Final = 256
+BUILT: Final = 16
 """Models, and four times as many GPUs, that are set up per step."""
 DRAWS: Final = 1024
 """Lengths of batches repeat after so many; a power of two."""
@@ -50,11 +48,15 @@ WORTH: Final = 0.0005
 class Scene:
     """What a rehearsal needs to know of a core.
 
-    models: number, SLO in ns, largest batch, and per GPU type l(1) … as bytes of int64 ns. gpus: type and
-    models held (None: all) of every live GPU, in the order of their numbers. Latencies and margins in ns.
+    models: one row each, number, SLO in ns, largest batch. profiles: one row for each model and GPU type, the
+    model's row, the type, and where in ``latency`` its l(1) … begin (bytes of int64 ns; counted in entries).
+    gpus: type and models held (None: all) of every live GPU, in the order of their numbers. Latencies and
+    margins in ns.
     """
 
-    models: tuple[tuple[int, int, int, tuple[tuple[int, bytes], ...]], ...]
+    models: Ints
+    profiles: Ints
+    latency: bytes
     gpus: tuple[tuple[int, frozenset[int] | None], ...]
     control: int
     data: int
@@ -64,12 +66,29 @@ class Scene:
 
     def like(self, other: Scene) -> bool:
         """The same models and GPUs, and latencies that differ little: a shard learns them all the time."""
-        if (self.models, self.gpus) != (other.models, other.gpus):
+        if self.gpus != other.gpus or self.models.tobytes() != other.models.tobytes():
+            return False
+        if self.profiles[:, :2].tobytes() != other.profiles[:, :2].tobytes():
+            return False
+        if any(self._table(a, n) != other._table(b, n) for a, b, n in self._pairs(other)):
             return False
         return all(
             abs(a - b) <= NOTICED_NS + max(a, b) // 4
             for a, b in zip(self._spans(), other._spans(), strict=True)
         )
+
+    def _pairs(self, other: Scene) -> set[tuple[int, int, int]]:
+        """Where tables of the same models and types begin in both, and their length."""
+        most = self.models[self.profiles[:, 0], 2]
+        columns = self.profiles[:, 2], other.profiles[:, 2], most
+        return set(zip(*(column.tolist() for column in columns), strict=True))
+
+    def _table(self, begin: int, size: int) -> bytes:
+        return self.latency[8 * begin : 8 * (begin + size)]
+
+    def table(self, begin: int, size: int) -> list[int]:
+        """l(1) … l(size) in ns that begin there."""
+        return [int(length) for length in np.frombuffer(self._table(begin, size), np.int64).tolist()]
 
     def _spans(self) -> tuple[int, ...]:
         most = max((margin for _, margin in self.type_margins), default=0)
@@ -101,16 +120,20 @@ class Stand:
             np.zeros(DRAWS, np.int64),
             length_ppm,
         )
+        self.slice = SLICE if len(scene.models) <= MANY else SLICE // 2
         self.given = 0
         self.clock = BEGIN_NS
         self.building = self._build(scene)
 
     def _build(self, scene: Scene) -> Iterator[None]:
         core = self.core
-        for i, (number, slo, most, tables) in enumerate(scene.models, 1):
+        ends = np.searchsorted(scene.profiles[:, 0], np.arange(len(scene.models)), side="right").tolist()
+        first = 0
+        for i, (number, slo, most) in enumerate(scene.models.tolist(), 1):
             core.add_model(number, slo, most)
-            for kind, table in tables:
-                core.set_profile(0, number, kind, np.frombuffer(table, np.int64).tolist())
+            for _, kind, begin in scene.profiles[first : ends[i - 1]].tolist():
+                core.set_profile(0, number, kind, scene.table(begin, most))
+            first = ends[i - 1]
             if i % BUILT == 0:
                 yield
         for gpu, (kind, models) in enumerate(scene.gpus):
@@ -140,6 +163,14 @@ class Stand:
         return bad
 
 
+@functools.cache
+def quantiles() -> npt.NDArray[np.float64]:
+    """Those of a normal distribution, ``DRAWS`` in number, in an order that looks random but is fixed."""
+    normal = NormalDist()
+    golden = 0.5 * (5.0**0.5 - 1.0)
+    return np.array([normal.inv_cdf((i + 0.5) * golden % 1.0) for i in range(DRAWS)])
+
+
 class Lengths:
     """How batches' ends deviate from what was predicted, as a share of their lengths, and draws of it.
 
@@ -153,9 +184,7 @@ class Lengths:
         self.over = 0.0
         self.squares = 0.0
         self.ppm = np.full(DRAWS, 1_000_000, np.int64)
-        normal = NormalDist()
-        golden = 0.5 * (5.0**0.5 - 1.0)
-        self.quantiles = np.array([normal.inv_cdf((i + 0.5) * golden % 1.0) for i in range(DRAWS)])
+        self.quantiles = quantiles()
 
     def note(self, seen: int, over: int, squares: int) -> None:
         """So many batches came back; sum, and sum of squares, of their delays in 2^-20 of a length."""
@@ -233,7 +262,7 @@ class Rehearsal:
         for _ in stand.building:
             return
         piece = self.pieces[0]
-        last = min(len(piece.at), self.place + SLICE)
+        last = min(len(piece.at), self.place + stand.slice)
         self.bad[self.turn] += stand.play(piece, self.place, last)
         self.place = last
         if last < len(piece.at):
@@ -245,32 +274,3 @@ class Rehearsal:
             self.bad = np.zeros(len(self.stands))
             self.turn = 0
             self.pieces.pop(0)
-
-
-def scene_of(core: Window) -> Scene:
-    """What there is to rehearse with."""
-    models, gpus = core.models, core.gpus
-    latency = np.frombuffer(memoryview(models.latency), np.int64)
-    table = np.frombuffer(memoryview(models.table), np.int64).reshape(models.capacity, -1)
-    found = []
-    for model in np.flatnonzero(np.frombuffer(memoryview(models.known), np.int8)[: models.capacity]).tolist():
-        most = models.max_batch[model]
-        kinds = np.flatnonzero(table[model] >= 0).tolist()
-        tables = tuple(
-            (kind, latency[table[model, kind] + 1 : table[model, kind] + 1 + most].tobytes())
-            for kind in kinds
-        )
-        found.append((model, models.slo[model], most, tables))
-    live = np.frombuffer(memoryview(gpus.state), np.int8)[: gpus.capacity] == LIVE
-    classes = np.frombuffer(memoryview(gpus.cls), np.int64)[: gpus.capacity][live].tolist()
-    kinds_of = [(gpus.class_type[c], gpus.class_models[c]) for c in range(gpus.classes)]
-    margins = np.frombuffer(memoryview(core.type_margin), np.int64)
-    return Scene(
-        tuple(found),
-        tuple(kinds_of[c] for c in classes),
-        core.control,
-        core.data,
-        core.result,
-        core.margin,
-        tuple((kind, int(margins[kind])) for kind in np.flatnonzero(margins).tolist()),
-    )

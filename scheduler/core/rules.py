@@ -96,8 +96,11 @@ def thresholds(rule: int, plan: Plan, pressed: int) -> Thresholds:
     return Thresholds(early, none, target, cushion)
 
 
-def install(core: Window, row: Ints, told: Thresholds) -> None:
-    """Set the thresholds of all lanes of planned models. ``row``: per model number its row, or -1."""
+def install(core: Window, row: Ints, told: Thresholds) -> int:
+    """Set the thresholds of all lanes of planned models; returns for how many they are new.
+
+    ``row``: per model number its row, or -1.
+    """
     lanes = core.queues.lanes
     model = view(core.lane_model)[:lanes]
     known = np.frombuffer(memoryview(core.models.known), np.int8)[model] != 0
@@ -108,8 +111,11 @@ def install(core: Window, row: Ints, told: Thresholds) -> None:
     same = (view(core.lane_early)[:lanes] == early) & (view(core.lane_guard)[:lanes] == guard)
     same &= (view(core.lane_target)[:lanes] == target) & (view(core.lane_cushion)[:lanes] == cushion)
     same &= view(core.lane_target_sample)[:lanes] == PLANNED
-    for lane in np.flatnonzero((place >= 0) & ~same).tolist():
-        core.plan_lane(lane, int(early[lane]), int(guard[lane]), int(target[lane]), int(cushion[lane]))
+    new = np.flatnonzero((place >= 0) & ~same)
+    columns = (new, early[new], guard[new], target[new], cushion[new])
+    for lane in zip(*(column.tolist() for column in columns), strict=True):
+        core.plan_lane(*lane)
+    return len(new)
 
 
 def view(column: Any) -> Ints:

@@ -13,7 +13,7 @@ from streams import Stream, random_settings
 from scheduler.core.adaptive import FIRST_NS
 from scheduler.core.limits import NEVER
 from scheduler.core.machine import Core
-from scheduler.core.plans import Load, fluid_batch, make_plan, saturation
+from scheduler.core.plans import Load, finish, fluid_batch, make_plan, saturation
 from scheduler.core.policies import make_policy
 from scheduler.core.rules import Idle, planned_early, pressure, thresholds
 
@@ -46,7 +46,7 @@ def test_the_fluid_batch_solves_its_equation() -> None:
 @pytest.mark.parametrize(("slo_ms", "rps"), [(100.0, 6_959), (25.0, 5_598)])
 def test_one_model_saturates_at_the_staggered_bound(slo_ms: float, rps: float) -> None:
     """The bound is over whole batches, the fluid one between them: never below, at most one batch above."""
-    scale, batch, gpus = saturation(load([1000.0], 8, slo_ms))
+    scale, batch, gpus = finish(saturation(load([1000.0], 8, slo_ms)))
     assert rps <= scale * 1000 <= 1.03 * rps
     assert gpus[0] == pytest.approx(8, rel=1e-3)
     assert (batch[0] - 1) / (scale * 1000) + (ALPHA * batch[0] + BETA) / 1e3 == pytest.approx(

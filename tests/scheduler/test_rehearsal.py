@@ -7,7 +7,7 @@ from rig import MS, linear
 
 from scheduler.core.limits import NEVER, SAMPLE_NS, TAPE
 from scheduler.core.recording import FREE, Columns, Dispersion, History, Piece, Recorder
-from scheduler.core.rehearsal import Lengths, Losses, Rehearsal, Scene, Stand
+from scheduler.core.rehearsal import BUILT, Lengths, Losses, Rehearsal, Scene, Stand
 
 
 class Always:
@@ -23,7 +23,8 @@ class Always:
 
 def scene(gpus: int = 1, margin: int = 0) -> Scene:
     table = np.array(linear(1.0, 5.0, 8), np.int64).tobytes()
-    return Scene(((0, 20 * MS, 8, ((0, table),)),), ((0, None),) * gpus, 0, 0, 0, margin, ())
+    models, profiles = np.array([[0, 20 * MS, 8]]), np.array([[0, 0, 0]])
+    return Scene(models, profiles, table, ((0, None),) * gpus, 0, 0, 0, margin, ())
 
 
 def arrivals(*at_ms: int) -> Columns:
@@ -53,7 +54,7 @@ def test_a_stand_counts_what_its_rule_loses() -> None:
 
 def test_a_stand_of_many_is_set_up_in_steps() -> None:
     stand = Stand(scene(gpus=1000), Always(1), Lengths().ppm)
-    assert len(list(stand.building)) == 3
+    assert len(list(stand.building)) == 1000 // (4 * BUILT)
     assert stand.play(piece(1, 2, 30), 0, 3) == 0
 
 
