@@ -86,9 +86,9 @@ def test_no_look_does_more_than_a_bounded_piece_of_work(looks: Looks) -> None:
         core.set_profile(0, model, 0, [x + model for x in linear(1.082, 5.204, 64)])
     for gpu in range(GPUS):
         core.add_gpu(0, gpu)
-    serve(core, looks, 600)
+    serve(core, looks, 700)
     assert core.tuner.plan is not None
-    assert all(core.tuner.rehearsal.stands[rule] is not None for rule in range(3))
+    assert all(core.tuner.rehearsal.stands[rule] is not None for rule in range(2))
     for done in looks.done:
         # A step of the plan is at most the passes of one search in the tables; the last may go beyond LOOK.
         assert done.get("latency", 0) < LOOK + 13 * (PASS + MODELS)
