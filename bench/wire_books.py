@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
+from symphony import native
 from symphony.status import Status
 from symphony.wire import I64, SEQUENCE_MASK, U8, U64
 
+OK: Final = int(Status.OK)
+DROPPED: Final = int(Status.DROPPED)
 DONE: Final = -1
 """In a request's place instead of its deadline: it has been answered, or there has been none."""
 
@@ -22,16 +25,18 @@ class Books:
     Args:
         first: key of request 0.
         room: requests that the ring holds; a power of two.
-        counted_from: the number of the first request that counts in the sums (a warm-up ends there).
+        compiled: whether to use the compiled loops where the build has them.
 
     Attributes:
+        counted_from: the number of the first request that counts in the sums (a warm-up ends there).
         offered, good, late, dropped, failed: sums. Late: a result after the deadline. Dropped: refused
             by the scheduler with status DROPPED. Failed: any other status.
         unanswered: requests that had no answer when they were given up.
         duplicates: answers for requests that had theirs, or that nobody has offered.
     """
 
-    def __init__(self, first: int, room: int) -> None:
+    def __init__(self, first: int, room: int, compiled: bool = True) -> None:
+        self._loops: Any = native.compiled("keys") if compiled and not native.pure() else None
         assert room & (room - 1) == 0
         self.next = 0
         self.counted_from = 0
@@ -40,6 +45,7 @@ class Books:
         self._first = first
         self._mask = room - 1
         self._deadline = np.full(room, DONE, np.int64)
+        self._sums = np.zeros(5, np.int64)  # of the loops
 
     @property
     def waiting(self) -> int:
@@ -61,8 +67,8 @@ class Books:
             (slice(at, at + first), slice(0, first)),
             (slice(0, n - first), slice(first, n)),
         ):
-            lost = self._deadline[ring] >= 0
-            if np.count_nonzero(lost):
+            if self._deadline[ring].max(initial=DONE) >= 0:
+                lost = self._deadline[ring] >= 0
                 number = self.next + np.arange(column.start, column.stop) - self._mask - 1
                 self.unanswered += int(np.count_nonzero(lost & (number >= self.counted_from)))
             self._deadline[ring] = deadline[column]
@@ -74,7 +80,12 @@ class Books:
     def answer(self, key: U64, status: U8, at: int) -> None:
         """Answers have come at ``at`` (ns): keys in any order, a status for each."""
         n = key.size
+        if n != status.size:
+            raise ValueError(f"{n} keys and {status.size} statuses")
         if not n:
+            return
+        if self._loops is not None:
+            self._answer_in_loops(key, status, at)
             return
         number = (key & np.uint64(SEQUENCE_MASK)).view(np.int64)
         number -= self._first & SEQUENCE_MASK
@@ -96,16 +107,27 @@ class Books:
         if self.counted_from > oldest:
             fresh &= number >= self.counted_from
         taken = int(np.count_nonzero(fresh))
-        ok = status == Status.OK
+        ok = status == OK
         ok &= fresh
         served = int(np.count_nonzero(ok))
         ok &= deadline >= at
         good = int(np.count_nonzero(ok))
-        dropped = int(np.count_nonzero(fresh & (status == Status.DROPPED))) if served < taken else 0
+        dropped = int(np.count_nonzero(fresh & (status == DROPPED))) if served < taken else 0
         self.good += good
         self.late += served - good
         self.dropped += dropped
         self.failed += taken - served - dropped
+
+    def _answer_in_loops(self, key: U64, status: U8, at: int) -> None:
+        span = (SEQUENCE_MASK, self._first & SEQUENCE_MASK, self.next, self.counted_from, at, OK, DROPPED)
+        self._sums[:] = 0
+        self._loops.settle(key.view(np.uint8), status, self._deadline, span, self._sums)
+        good, late, dropped, failed, duplicates = self._sums.tolist()
+        self.good += good
+        self.late += late
+        self.dropped += dropped
+        self.failed += failed
+        self.duplicates += duplicates
 
     def close(self) -> None:
         """What has no answer by now is unanswered."""

@@ -12,10 +12,12 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgpack
 import numpy as np
+import numpy.typing as npt
 import zmq
 
 from bench.wire_books import Books
@@ -28,6 +30,7 @@ from symphony.pace import Pace
 from symphony.status import Status
 from symphony.urgency import be_prompt, keep_collector_out
 from symphony.waiter import Waiter
+from symphony.wire import WireError
 
 TICK_NS: Final = 500_000
 REST_NS: Final = 2_000_000
@@ -68,8 +71,10 @@ class Stream:
         self._rate = rate / 1e9
         self._size = size
         self._next = 0
-        self._model = np.zeros(0, np.uint32)
-        self._deadline = np.zeros(0, np.int64)
+        self._held = 0
+        self._deadline = np.zeros(size, np.int64)  # of those that wait, and room for more
+        self._model = np.zeros(size, np.uint32)
+        self._frames = Frames(head, size)
 
     def start(self, now: int) -> None:
         """Arrivals begin."""
@@ -84,32 +89,69 @@ class Stream:
         passed_ns = self._passed_ns[at + 1 : at + most]
         began = int(self._passed_ns[at])
         n = int(passed_ns.searchsorted(began + lasted, "right"))
-        deadline = passed_ns[:n] + (self._next - began + self._slo_ns)
+        held, self._held = self._held, self._held + n
+        if self._held > self._deadline.size:
+            more = 2 * self._held - self._deadline.size
+            self._deadline = np.concatenate((self._deadline, np.zeros(more, np.int64)))
+            self._model = np.concatenate((self._model, np.zeros(more, np.uint32)))
+        np.add(passed_ns[:n], self._next - began + self._slo_ns, out=self._deadline[held : self._held])
         # Exponential gaps have no memory: what is drawn beyond now may be drawn again.
         self._next = now
         at = int(rng.integers(0, TABLE - n))
-        model = self._drawn[at : at + n]
-        if self._deadline.size:
-            deadline = np.concatenate((self._deadline, deadline))
-            model = np.concatenate((self._model, model))
-        take = deadline.size - deadline.size % self._size
-        if deadline.size > take and now + self._slo_ns - deadline[take] > HOLD_NS:
-            take = deadline.size
-        self._deadline, self._model = deadline[take:], model[take:]
+        self._model[held : self._held] = self._drawn[at : at + n]
+        take = self._held - self._held % self._size
+        if self._held > take and now + self._slo_ns - self._deadline[take] > HOLD_NS:
+            take = self._held
         if take:
-            self._send(deadline[:take], model[:take], books)
+            self._send(self._deadline[:take], self._model[:take], books)
+            self._held -= take
+            for column in (self._deadline, self._model):
+                column[: self._held] = column[take : take + self._held]
 
     def _send(self, deadline: wire.I64, model: wire.U32, books: Books) -> None:
         keys = books.offer(deadline)
-        models, deadlines, key_bytes = (c.data.cast("B") for c in (model, deadline, keys))
-        packb, head, size = msgpack.packb, self._head, self._size
-        for at in range(0, keys.size, size):
-            end = at + size
-            columns = (models[4 * at : 4 * end], deadlines[8 * at : 8 * end], key_bytes[8 * at : 8 * end])
-            if not send(self._sock, packb((*head, *columns, None))):  # what a client calls OVERLOADED
-                refused = keys[at:end]
+        for i, frame in enumerate(self._frames.of(model, deadline, keys)):
+            if not send(self._sock, frame):  # what a client calls OVERLOADED
+                refused = keys[i * self._size : (i + 1) * self._size]
                 self.refused += refused.size
-                books.answer(refused, np.full(refused.size, Status.OVERLOADED, np.uint8), 0)
+                books.answer(refused, np.full(refused.size, int(Status.OVERLOADED), np.uint8), 0)
+
+
+class Frames:
+    """SUBMIT messages of one size, written over and over into the same memory: only their columns differ.
+
+    Args:
+        head: the first fields of every message.
+        size: requests per message.
+    """
+
+    def __init__(self, head: tuple[int, ...], size: int) -> None:
+        self._head = head
+        self._size = size
+        frame = self._pack(np.zeros(size, np.uint32), np.zeros(size, np.int64), np.zeros(size, np.uint64))
+        self._empty = np.frombuffer(frame, np.uint8)
+        self._made = self._empty.reshape(1, -1).copy()
+
+    def _pack(self, *columns: npt.NDArray[Any]) -> bytes:
+        packed: bytes = msgpack.packb((*self._head, *(column.tobytes() for column in columns), None))
+        return packed
+
+    def of(self, model: wire.U32, deadline: wire.I64, key: wire.U64) -> Iterator[memoryview | bytes]:
+        """The messages for these requests, the last one smaller where they are odd; until the next."""
+        size = self._size
+        n = key.size // size
+        if n > len(self._made):
+            self._made = np.tile(self._empty, (2 * n, 1))
+        end = self._empty.size - 1  # before the priorities, of which there are none
+        for column in (key, deadline, model):
+            length = column.itemsize * size
+            self._made[:n, end - length : end] = column[: n * size].view(np.uint8).reshape(n, length)
+            end -= length + (2 if length < 1 << 8 else 3 if length < 1 << 16 else 5)
+        whole, length = self._made.data.cast("B"), self._empty.size
+        for at in range(0, n * length, length):
+            yield whole[at : at + length]
+        if n * size < key.size:
+            yield self._pack(model[n * size :], deadline[n * size :], key[n * size :])
 
 
 class Generator:
@@ -221,30 +263,36 @@ class Generator:
 
     def _read(self, books: Books) -> None:
         """Account for what has come back."""
-        keys: list[bytes] = []
-        statuses: list[bytes] = []
-        recv, unpackb = self._reply.recv, msgpack.unpackb
+        found: list[wire.Results | wire.Result | wire.Answer] = []
+        recv = self._reply.recv
         try:
             for _ in range(MANY):
-                fields = unpackb(recv(zmq.NOBLOCK))
-                kind = fields[0]
-                if kind == wire.RESULTS:
-                    keys.append(fields[11])
-                    statuses.append(fields[12])
-                elif kind == wire.RESULT:
-                    keys.append(fields[9])
-                    statuses.append(fields[10])
-                elif kind == wire.ANSWER:
-                    keys.append(fields[3])
-                    statuses.append(fields[4])
-                else:
+                frame = recv(zmq.NOBLOCK, copy=False).buffer
+                try:
+                    found.append(_decoded(frame))
+                except WireError:
                     self._malformed += 1
         except zmq.Again:
             pass
-        if keys:
-            key = np.frombuffer(b"".join(keys), "<u8")
-            status = np.frombuffer(b"".join(statuses), np.uint8)
-            books.answer(key, status, self._clock.now())
+        if found:
+            now = self._clock.now()
+            if len(found) == 1:
+                books.answer(found[0].key, found[0].status, now)
+            else:
+                key, status = (np.concatenate([getattr(f, n) for f in found]) for n in ("key", "status"))
+                books.answer(key, status, now)
+
+
+def _decoded(frame: memoryview) -> wire.Results | wire.Result | wire.Answer:
+    """An answer.
+
+    Raises:
+        WireError: it is none.
+    """
+    kind = wire.kind_of(frame)
+    if kind == wire.RESULTS:
+        return wire.decode_results(frame)
+    return wire.decode_result(frame, 0) if kind == wire.RESULT else wire.decode_answer(frame)
 
 
 def generate() -> None:

@@ -225,10 +225,10 @@ class Bus:
         self.close()
 
 
-def send(sock: Sock, frames: list[Any] | bytes, copy: bool = True) -> bool:
+def send(sock: Sock, frames: list[Any] | bytes | memoryview, copy: bool = True) -> bool:
     """Send without blocking; False if the pipe is full or nobody is connected."""
     try:
-        if isinstance(frames, bytes):
+        if not isinstance(frames, list):
             sock.send(frames, zmq.NOBLOCK)
         else:
             sock.send_multipart(frames, zmq.NOBLOCK, copy=copy)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from symphony import native
 from symphony.wire import I64, U64
 
 
@@ -17,9 +18,11 @@ class KeyRing:
 
     Args:
         room: keys to begin with, a power of two.
+        compiled: whether to use the compiled loops where the build has them.
     """
 
-    def __init__(self, room: int = 1 << 12) -> None:
+    def __init__(self, room: int = 1 << 12, compiled: bool = True) -> None:
+        self._loops = native.compiled("keys") if compiled and not native.pure() else None
         self._keys = np.zeros(room, np.uint64)
         self._head = 0
         self._tail = 0
@@ -71,6 +74,10 @@ class KeyRing:
         """The keys of batches that begin at these positions, batch after batch."""
         end = size.cumsum()
         total = int(end[-1]) if end.size else 0
+        if self._loops is not None:
+            gathered: U64 = np.empty(total, np.uint64)
+            self._loops.gather(self._keys, start, size, gathered)
+            return gathered
         if total > self._upto.size:
             self._upto = np.arange(2 * total)
         mask = self._keys.size - 1

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from bench.wire import main
 from bench.wire_books import Books
+from bench.wire_load import Frames
+from symphony import wire
 from symphony.cli.bench import command
 from symphony.status import Status
+from symphony.wire import keys
 
 FIRST = 1_000
 STATUSES = [Status.OK, Status.OK, Status.DROPPED, Status.OVERLOADED]
@@ -29,11 +32,25 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=150)
+class Loops(Books):
+    """With the loops, run as Python."""
+
+    def __init__(self, first: int, room: int) -> None:
+        super().__init__(first, room, compiled=False)
+        self._loops = keys
+
+
+FORMS = {"columns": lambda *a: Books(*a, compiled=False), "loops": Loops, "as built": Books}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=100)
 @given(EVENTS, st.integers(0, 30))
-def test_every_request_is_accounted_for_exactly_once(events: list[tuple[str, list[int]]], at: int) -> None:
+def test_every_request_is_accounted_for_exactly_once(
+    form: str, events: list[tuple[str, list[int]]], at: int
+) -> None:
     room = 16
-    books = Books(FIRST, room)
+    books = FORMS[form](FIRST, room)
     waiting: dict[int, int] = {}  # number → deadline
     sums = dict.fromkeys(("offered", "good", "late", "dropped", "failed", "unanswered", "duplicates"), 0)
     number = counted = 0
@@ -68,6 +85,28 @@ def test_every_request_is_accounted_for_exactly_once(events: list[tuple[str, lis
     sums["unanswered"] += sum(n >= counted for n in waiting)
     books.close()
     assert {name: getattr(books, name) for name in sums} == sums
+
+
+def test_answers_without_a_status_are_not_counted() -> None:
+    books = Books(FIRST, 16)
+    with pytest.raises(ValueError, match="1 keys and 0 statuses"):
+        books.answer(books.offer(np.array([5])), np.zeros(0, np.uint8), 1)
+
+
+@given(st.integers(1, 90), st.lists(st.integers(1, 40), min_size=1, max_size=4))
+def test_the_messages_are_those_that_a_client_sends(size: int, counts: list[int]) -> None:
+    frames = Frames((wire.SUBMIT, wire.VERSION, 2**60, 7), size)
+    first = 7 << 48
+    for count in counts:
+        model = np.arange(count, dtype=np.uint32)
+        deadline, key = model.astype(np.int64) - 5, model.astype(np.uint64) + first
+        sent = [bytes(frame) for frame in frames.of(model, deadline, key)]
+        first += count
+        wanted = []
+        for at in range(0, count, size):
+            part = slice(at, at + size)
+            wanted.append(wire.encode_submit(wire.Submit(2**60, 7, model[part], deadline[part], key[part])))
+        assert sent == wanted
 
 
 @pytest.mark.live

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from symphony import native
+from symphony.wire import keys as loops
 from worker.keyring import KeyRing
 
 
@@ -34,11 +37,23 @@ def test_room_is_used_again() -> None:
     assert ring.room == 16
 
 
+class Loops(KeyRing):
+    """With the loops, run as Python."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__(room, compiled=False)
+        self._loops = loops
+
+
+FORMS = {"columns": lambda room: KeyRing(room, compiled=False), "loops": Loops, "as built": KeyRing}
+
+
+@pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 5)), max_size=60))
-def test_what_is_needed_stays(steps: list[tuple[int, int]]) -> None:
+def test_what_is_needed_stays(form: str, steps: list[tuple[int, int]]) -> None:
     """Each step adds a batch and ends the batch that lies so many places from the oldest, if there is one."""
-    ring = KeyRing(4)
+    ring = FORMS[form](4)
     there: list[tuple[int, list[int]]] = []
     number = 0
     for size, ends in steps:
@@ -53,3 +68,8 @@ def test_what_is_needed_stays(steps: list[tuple[int, int]]) -> None:
             assert ring.take(np.array([first]), np.array([len(expected)])).tolist() == expected
     for first, expected in there:
         assert ring.take(np.array([first]), np.array([len(expected)])).tolist() == expected
+
+
+@pytest.mark.skipif(native.compiled("keys") is None, reason="no compiled loops in this build")
+def test_the_compiled_loops_are_compiled() -> None:
+    assert type(native.compiled("keys").gather) is not type(loops.gather)
