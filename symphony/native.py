@@ -37,7 +37,8 @@ def compiled(name: str) -> Any:
         module: Any = importlib.import_module(f"symphony.compiled.{name}")
     except ImportError:
         return None
-    sources = [here / "wire" / f"{name}.py", here / "compiled" / f"{name}.pxd", here / "compiled" / "loads.pxd"]
+    types = here / "compiled"
+    sources = [here / "wire" / f"{name}.py", types / f"{name}.pxd", types / "loads.pxd"]
     newest = overtaken([Path(module.__file__)], sources)
     if newest is None:
         return module
