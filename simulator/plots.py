@@ -90,6 +90,8 @@ def ratio_plot(path: Path, results: Sequence[Mapping[str, Any]], ours: str, metr
         axes.plot(places, ordered, marker="o", markersize=3, label=other)
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set(xlabel="share of the points", ylabel=f"{ours} / other, {metric}", yscale="log")
+    axes.yaxis.set_major_formatter("{x:.2f}")
+    axes.yaxis.set_minor_formatter("{x:.2f}")
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
