@@ -45,6 +45,7 @@ cdef class Lanes:
     cdef public long long[::1] lane_early
     cdef public long long[::1] lane_guard
     cdef public long long[::1] lane_cushion
+    cdef public long long[::1] lane_linger
     cdef public long long[::1] lane_open
     cdef public Heap pending
     cdef public list ready
@@ -54,13 +55,14 @@ cdef class Lanes:
 
     @cython.locals(ready=Heap)
     cpdef candidate(self, long long lane)
+    cdef long long _bring(self, long long lane, long long opens, long long arrived) noexcept
     cdef long long _opening(self, long long lane, long long size) noexcept
     cdef void _wait(self, long long lane, long long n, long long opens, long long now) noexcept
     cdef void _calm(self, long long lane, long long until, long long most) noexcept
     cdef void _gather(self, long long lane, long long now) noexcept
     cdef long long _form(self, long long lane, long long at, long long now, long long free, long long margin) noexcept
     cdef void _firm(self, long long lane) noexcept
-    cpdef plan_lane(self, long long lane, long long early, long long guard, long long target, long long cushion)
+    cpdef plan_lane(self, long long lane, long long early, long long guard, long long target, long long cushion, long long linger)
     cdef void _firm_all(self) noexcept
     cdef bint _restage(self, long long lane, long long now) noexcept
     @cython.locals(ready=Heap)

@@ -51,8 +51,9 @@ class Lanes:
 
     Where the policy has a slow loop, ``tuner``, that is called from ``tune_at`` on and sets
     ``lane_early``, the queue from which a lane may start before its window opens (NEVER without a slow
-    loop), ``lane_guard``, the GPUs that it must then leave to others, and ``lane_cushion``, the ns by which
-    its windows open before they need to and its batches should end before they must. ``lane_open`` is when
+    loop), ``lane_guard``, the GPUs that it must then leave to others, ``lane_cushion``, the ns by which
+    its windows open before they need to and its batches should end before they must, and ``lane_linger``,
+    the ns after which they open in any case (NEVER: no such time). ``lane_open`` is when
     the window opens; ``work`` adds up the lengths of the batches that were sent, in ns. The slow loop may ask
     for the arrivals: the first ``tape_room`` are put down in the ``tape`` columns, ``taped`` says how many.
     """
@@ -83,6 +84,7 @@ class Lanes:
         self.lane_early = array("q")
         self.lane_guard = array("q")
         self.lane_cushion = array("q")
+        self.lane_linger = array("q")
         self.lane_open = array("q")
         self.tuner = make_tuner(self.policy)
         self.tune_at = NEVER if self.tuner is None else 0
@@ -119,7 +121,13 @@ class Lanes:
         frontrun = head - self.models.latency[at + 1] - (size + 1) * self.data
         arrived = self.queues.record[lane * FIELDS + FIRST] - self.models.slo[self.lane_model[lane]]
         opens = self.policy.opens(self.now, size, self.lane_target[lane], False, frontrun, latest, arrived)
-        return (opens if opens < latest else latest) - self.lane_cushion[lane]
+        return self._bring(lane, opens if opens < latest else latest, arrived)
+
+    def _bring(self, lane: int, opens: int, arrived: int) -> int:
+        """Bring the opening forward as the slow loop says."""
+        opens -= self.lane_cushion[lane]
+        linger = self.lane_linger[lane]
+        return arrived + linger if linger < NEVER and arrived + linger < opens else opens
 
     def _wait(self, lane: int, n: int, opens: int, now: int) -> None:
         """List the lane, whose n requests are its candidate, as pending, and fix its stage.
@@ -193,12 +201,13 @@ class Lanes:
             self.lane_size[lane] = n
             self.pending.put(lane, self._opening(lane, n))
 
-    def plan_lane(self, lane: int, early: int, guard: int, target: int, cushion: int) -> None:
+    def plan_lane(self, lane: int, early: int, guard: int, target: int, cushion: int, linger: int) -> None:
         """What the slow loop says of a lane; its candidate keeps what it was formed with."""
         self._firm(lane)
         self.lane_early[lane] = early
         self.lane_guard[lane] = guard
         self.lane_cushion[lane] = cushion
+        self.lane_linger[lane] = linger
         self.lane_target[lane] = target
         self.lane_target_sample[lane] = PLANNED
 
@@ -269,6 +278,7 @@ class Lanes:
             self.lane_early = widen("q", self.lane_early, more, self.early)
             self.lane_guard = widen("q", self.lane_guard, more)
             self.lane_cushion = widen("q", self.lane_cushion, more)
+            self.lane_linger = widen("q", self.lane_linger, more, NEVER)
             self.lane_open = widen("q", self.lane_open, more)
             self.touched.reserve(lane + more)
             self.fresh.reserve(lane + more)

@@ -35,6 +35,8 @@ GUARDED: Final = 2.0
 """Standard deviations of the jobs of tight models that the guard keeps GPUs for."""
 SURE: Final = 2.6
 """Standard deviations of a full batch's length that margin and cushion are together."""
+LINGER: Final = 0.1
+"""Share of l(1) for which a batch lingers, that the rest of its burst may join it."""
 LOSS: Final = 0.01
 """Share of bad requests that the drop target is chosen for."""
 
@@ -79,7 +81,8 @@ class Load:
 class Plan:
     """Per model: ``full`` and ``sustain``, batch sizes; ``waits``; ``guard`` K; two targets of the window
     drop, ``target`` after the dispersion and ``usual``, that of the other policies; ``cushion``, ns that are
-    kept free beyond the margin where that costs no request.
+    kept free beyond the margin where that costs no request; ``linger``, ns for which a batch may wait for the
+    rest of its burst.
 
     guard_ns: a GPU that is free within that time counts as free for the guard. gpus: early starts are
     for so many GPUs only. scale: the largest y such that the GPUs carry y times the rates.
@@ -92,6 +95,7 @@ class Plan:
     usual: Ints
     guard: Ints
     cushion: Ints
+    linger: Ints
     guard_ns: int
     gpus: int
     scale: float
@@ -264,6 +268,7 @@ def planning(load: Load, dial: float = 0.0) -> Steps:
         usual,
         guard,
         (1e9 * cushion).astype(np.int64),
+        (1e9 * LINGER * one).astype(np.int64),
         guard_ns,
         gpus,
         scale,

@@ -1,7 +1,8 @@
 """The rules that ``adaptive`` chooses from: when a lane may start early, and what the window drop aims at.
 
 Each is a few numbers per model that the fast path (:mod:`scheduler.core.window`) compares. ``eager``,
-``deferred`` and ``target`` are those policies; ``planned`` is what the plan derives from the load.
+``deferred`` and ``target`` are those policies; ``planned`` is what the plan derives from the load; ``linger``
+waits a little for the rest of a burst.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ RULES: Final = (
     ("planned", "burst", True),
     ("eager", "usual", False),
     ("eager", "usual", True),
+    ("linger", "usual", False),
     ("target", "usual", True),
     ("deferred", "usual", False),
     ("deferred", "usual", True),
@@ -65,12 +67,13 @@ class Idle:
 @dataclass(frozen=True, slots=True)
 class Thresholds:
     """Per row of the plan: the queue from which a lane may start early, the GPUs that it must then leave
-    to others, the drop target, and the cushion in ns."""
+    to others, the drop target, and the cushion and how long to linger in ns."""
 
     early: Ints
     guard: Ints
     target: Ints
     cushion: Ints
+    linger: Ints
 
 
 def pressure(idle: float) -> int:
@@ -91,9 +94,11 @@ def thresholds(rule: int, plan: Plan, pressed: int) -> Thresholds:
     none = np.zeros_like(target)
     cushion = plan.cushion if cushioned else none
     if start == "planned":
-        return Thresholds(planned_early(plan, pressed), plan.guard, target, cushion)
+        return Thresholds(planned_early(plan, pressed), plan.guard, target, cushion, none + NEVER)
+    if start == "linger":
+        return Thresholds(plan.full, none, target, cushion, plan.linger)
     early = {"eager": none + 1, "target": plan.usual, "deferred": none + NEVER}[start]
-    return Thresholds(early, none, target, cushion)
+    return Thresholds(early, none, target, cushion, none + NEVER)
 
 
 def install(core: Window, row: Ints, told: Thresholds) -> int:
@@ -107,12 +112,15 @@ def install(core: Window, row: Ints, told: Thresholds) -> int:
     place = np.where(known, np.append(row, -1)[np.minimum(model, len(row))], -1)
     most = view(core.models.max_batch)[model]
     target = np.minimum(told.target[place], most)
-    early, guard, cushion = told.early[place], told.guard[place], told.cushion[place]
+    early, guard, cushion, linger = (
+        column[place] for column in (told.early, told.guard, told.cushion, told.linger)
+    )
     same = (view(core.lane_early)[:lanes] == early) & (view(core.lane_guard)[:lanes] == guard)
     same &= (view(core.lane_target)[:lanes] == target) & (view(core.lane_cushion)[:lanes] == cushion)
+    same &= view(core.lane_linger)[:lanes] == linger
     same &= view(core.lane_target_sample)[:lanes] == PLANNED
     new = np.flatnonzero((place >= 0) & ~same)
-    columns = (new, early[new], guard[new], target[new], cushion[new])
+    columns = (new, early[new], guard[new], target[new], cushion[new], linger[new])
     for lane in zip(*(column.tolist() for column in columns), strict=True):
         core.plan_lane(*lane)
     return len(new)

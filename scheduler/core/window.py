@@ -303,7 +303,7 @@ class Window(Lanes):
         opens = self.policy.opens(now, size, target, full, frontrun, latest, arrived)
         if opens > latest:
             opens = latest
-        opens -= self.lane_cushion[lane]
+        opens = self._bring(lane, opens, arrived)
         self.lane_open[lane] = opens
         if n >= self.lane_early[lane] and self.gpus.room(now, model, self.lane_guard[lane]):
             opens = now

@@ -83,12 +83,13 @@ def install(core: Reference, tuner: Tuner, told: Thresholds) -> int:
     for lane in core.lanes.values():
         row = int(tuner.row[lane.model]) if lane.model < len(tuner.row) else -1
         if row >= 0 and lane.model in core.models:
-            before = lane.early, lane.guard, lane.cushion, lane.target, lane.planned
+            before = lane.early, lane.guard, lane.cushion, lane.linger, lane.target, lane.planned
             lane.early, lane.guard = int(told.early[row]), int(told.guard[row])
-            lane.cushion = int(told.cushion[row])
+            lane.cushion, lane.linger = int(told.cushion[row]), int(told.linger[row])
             lane.target = min(int(told.target[row]), core.models[lane.model].max_batch)
             lane.planned = True
-            new += before != (lane.early, lane.guard, lane.cushion, lane.target, lane.planned)
+            after = lane.early, lane.guard, lane.cushion, lane.linger, lane.target, lane.planned
+            new += before != after
     return new
 
 

@@ -203,6 +203,7 @@ class Rules:
         frontrun = latest if full else self.start_by(lane, kind, size + 1)
         arrived = head.deadline - model.slo
         opens = min(self.opens(size, lane.target, full, frontrun, latest, arrived), latest) - lane.cushion
+        opens = min(opens, arrived + lane.linger)
         lane.opens = opens
         if len(lane.queue) >= lane.early and reference_adaptive.room(self, lane):
             opens = self.now

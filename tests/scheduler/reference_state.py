@@ -55,6 +55,7 @@ class Lane:
     size: int = 0
     early: int = NEVER  # the queue from which it may start before its window opens
     guard: int = 0  # GPUs that it must then leave free
+    linger: int = NEVER  # ns after its head's arrival at which its window opens in any case
     cushion: int = 0  # ns by which its window opens, and its batches should end, early
     waits: bool = False  # it was ready at the end of an event, and no GPU had taken it
     planned: bool = False  # its target comes from the plan

@@ -15,7 +15,7 @@ from scheduler.core.limits import NEVER
 from scheduler.core.machine import Core
 from scheduler.core.plans import Load, finish, fluid_batch, make_plan, saturation
 from scheduler.core.policies import make_policy
-from scheduler.core.rules import Idle, planned_early, pressure, thresholds
+from scheduler.core.rules import RULES, Idle, planned_early, pressure, thresholds
 
 ALPHA, BETA = 1.082, 5.204
 """ResNet-50 of the Symphony paper's scheduler benchmark, ms."""
@@ -158,6 +158,22 @@ def test_long_streams_against_the_reference(seed: int) -> None:
     rig.settle()
 
 
+@pytest.mark.parametrize("rule", [rule for rule in range(len(RULES)) if rule != 0])
+def test_each_rule_against_the_reference(rule: int) -> None:
+    """Whatever the rehearsals say: a rule that is followed is followed alike."""
+    rng = random.Random(5000 + rule)
+    rig = Rig(**random_settings(rng) | {"policy": "adaptive"})
+    assert rig.reference is not None
+    tuners = [core.tuner for core in rig.cores] + [rig.reference.tuner]
+    for tuner in tuners:
+        assert tuner is not None
+        tuner.losses.chosen = rule
+    stream = Stream(rig, rng, churn=0.01)
+    for _ in range(200):
+        stream.step()
+    rig.settle()
+
+
 def test_the_streams_reach_plans() -> None:
     planned = 0
     for seed in range(6):
@@ -181,7 +197,7 @@ def test_a_cushion_cuts_batches_and_opens_windows_earlier(core_type: type[Core])
         core.add_gpu(0, 0)
         for key in range(1, 5):
             core.arrive(0, 0, 20 * MS, key)
-            core.plan_lane(0, NEVER, 0, 4, cushion)
+            core.plan_lane(0, NEVER, 0, 4, cushion, NEVER)
         core.advance(opening - 1)
         assert core.actions.dispatched == 0
         core.advance(opening)
@@ -198,7 +214,7 @@ def test_a_cushion_costs_no_request(core_type: type[Core]) -> None:
         core.add_gpu(0, 0)
         core.arrive(0, 0, 20 * MS, 1)
         core.complete(*done(core, 0))
-        core.plan_lane(0, NEVER, 0, 1, cushion)
+        core.plan_lane(0, NEVER, 0, 1, cushion, NEVER)
         core.clear_actions()
         n = 20
         t = 6 * MS
@@ -246,3 +262,26 @@ def test_the_delay_of_a_batch_is_not_that_of_the_one_behind_it(core_type: type[C
     core.report(34 * MS, 0, 1, 34 * MS)
     assert core.ran == 2
     assert core.ran_over / 2**20 == pytest.approx(0.1, abs=1e-5)
+
+
+@CORES
+def test_a_lane_lingers_from_its_heads_arrival(core_type: type[Core]) -> None:
+    """l(b) = b + 5 ms, 50 ms: leaves 2 ms after its first request came, or at once with four."""
+    core: Any = core_type("deferred")
+    core.add_model(0, 50 * MS, 64)
+    core.set_profile(0, 0, 0, linear(1.0, 5.0, 64))
+    for gpu in range(2):
+        core.add_gpu(0, gpu)
+    core.arrive(0, 0, 50 * MS, 1)
+    core.advance(49 * MS)
+    core.plan_lane(0, 4, 0, 4, 0, 2 * MS)
+    core.clear_actions()
+    for key, t in ((2, 101), (3, 102), (4, 102)):
+        core.arrive(t * MS, 0, (t + 50) * MS, key)
+    assert core.next_wakeup() == 103 * MS
+    core.advance(103 * MS)
+    assert list(core.actions.size)[: core.actions.dispatched] == [3]
+    core.clear_actions()
+    for key in range(5, 9):
+        core.arrive(104 * MS, 0, 154 * MS, key)
+    assert list(core.actions.size)[: core.actions.dispatched] == [4]
