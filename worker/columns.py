@@ -59,7 +59,9 @@ def replies(worker: str, ended: Ended, told: Told, status: Status) -> Iterator[R
     if not ended.batch.size:
         return
     slot = int(ended.slot[0])
-    if slot != MIXED and (ended.slot == slot).all():  # by far the most frequent case
+    if (
+        slot != MIXED and np.count_nonzero(ended.slot == slot) == ended.slot.size
+    ):  # by far the most frequent case
         yield _reply(worker, told, status, slot, told.size, ended.key, ended.last_due)
         return
     slots = (ended.key >> np.uint64(wire.SLOT_SHIFT)).astype(np.int64)
@@ -77,10 +79,10 @@ def _reply(
 ) -> Reply:
     names, batch, gpu, index, size, started, finished = told
     if status != Status.OK:
-        size = np.zeros_like(size)
-    statuses = np.full(key.size, int(status), np.uint8)
+        size = np.zeros(size.size, np.uint32)
+    statuses = np.frombuffer(bytes((status,)) * key.size, np.uint8)
     message = wire.Results(worker, names, batch, gpu, index, size, started, finished, count, key, statuses)
-    return Reply(slot, wire.encode_results(message), int(last_due.max()))
+    return Reply(slot, wire.encode_results(message), int(np.maximum.reduce(last_due)))
 
 
 def done(
@@ -89,10 +91,10 @@ def done(
     """The DONE message of those of these batches that the shard with this index has planned."""
     received, exec_at = ended.received, ended.exec_at
     rows: Any = ended.shard == shard
-    if not rows.all():
+    if np.count_nonzero(rows) < rows.size:
         told, received, exec_at = told.of(rows), received[rows], exec_at[rows]
     names, batch, gpu, index, size, started, finished = told
-    none = np.zeros_like(size)
+    none = np.zeros(size.size, np.uint32)
     ran, failed = (size, none) if status == Status.OK else (none, size)
     received = received + offset_ns
     message = wire.Done(

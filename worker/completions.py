@@ -106,7 +106,8 @@ class Completions:
 
     def add_columns(self, ended: Ended, told: columns.Told, offset_ns: int, status: Status) -> None:
         """Batches of an emulated device are over; arguments as for :func:`worker.columns.done`."""
-        for shard in np.bincount(ended.shard).nonzero()[0].tolist():
+        shards = np.bincount(ended.shard).nonzero()[0].tolist() if len(ended.shards) > 1 else [0]
+        for shard in shards:
             self._sequence += 1
             body = columns.done(self._worker, self._sequence, ended, told, shard, offset_ns, status)
             self._encoded.append((ended.shards[shard], body))

@@ -80,6 +80,7 @@ class EmulatedGpus:
         self._here = np.zeros(1, np.bool_)
         self._free_at = np.zeros(0, np.int64)
         self._mark = np.zeros(0, np.int64)  # by GPU, for _run
+        self._upto = np.arange(1 << 10)
         # Batches in the order in which they came, from _tail to _head; those that have ended leave holes.
         self._end = np.full(64, NEVER, np.int64)  # NEVER in a hole
         self._fields = np.zeros((11, 64), np.int64)
@@ -130,6 +131,10 @@ class EmulatedGpus:
             self._gpus = gpus
             self._here = np.zeros(max(gpus, default=-1) + 2, np.bool_)  # false at the end
             self._here[list(gpus)] = True
+            more = self._here.size - self._free_at.size
+            if more > 0:
+                self._free_at = np.concatenate((self._free_at, np.zeros(more, np.int64)))
+                self._mark = np.zeros(self._free_at.size, np.int64)
         return self._here.take(gpu, mode="clip")
 
     def start(self, plan: Plan, rows: Column | None, model: I64, lengths: I64, received_ns: int) -> None:
@@ -166,14 +171,14 @@ class EmulatedGpus:
         slot = one if one != MIXED else _slots(key, starts, size)
         columns: tuple[Any, ...] = (
             shard, batch.view(np.int64), gpu, model, size, received_ns,
-            exec_at, started, deadline.max(), slot, starts,
+            exec_at, started, np.maximum.reduce(deadline), slot, starts,
         )  # fmt: skip
         for field, column in zip(self._fields, columns, strict=True):
             field[at:to] = column
         self._fields[START, at:to] += first
         self._out += n
         self.requests += key.size
-        self._next_end = min(self._next_end, int(end.min()))
+        self._next_end = min(self._next_end, int(np.minimum.reduce(end)))
 
     def _shard_number(self, shard: str) -> int:
         """Its place among the shards; names of shards that have nothing here any more make room."""
@@ -189,15 +194,11 @@ class EmulatedGpus:
 
     def _run(self, gpu: Column, length: I64, now: int) -> tuple[I64, I64]:
         """Starts and ends; batches for the same GPU follow one another in their order."""
-        largest = int(gpu.max())
-        if largest >= self._free_at.size:
-            more = max(largest + 1, 2 * self._free_at.size) - self._free_at.size
-            self._free_at = np.concatenate((self._free_at, np.zeros(more, np.int64)))
-            self._mark = np.zeros(self._free_at.size, np.int64)
-        order = np.arange(gpu.size)
-        self._mark[gpu] = order
-        if np.array_equal(self._mark[gpu], order):  # no GPU twice: by far the most frequent case
-            started = np.maximum(now, self._free_at[gpu])
+        order = self._upto[: gpu.size] if gpu.size <= self._upto.size else np.arange(gpu.size)
+        mark = self._mark
+        mark[gpu] = order
+        if np.count_nonzero(mark.take(gpu) == order) == gpu.size:  # no GPU twice: nearly always
+            started = np.maximum(self._free_at.take(gpu), now)
             self._free_at[gpu] = end = started + length
             return started, end
         started, end = np.zeros(gpu.size, np.int64), np.zeros(gpu.size, np.int64)
@@ -258,7 +259,7 @@ class EmulatedGpus:
     def _give(self, now: int) -> Iterator[Ended]:
         ends = self._end[self._tail : self._head]
         rows = (ends <= now).nonzero()[0]
-        rows = rows[ends[rows].argsort(kind="stable")]
+        rows = rows[ends.take(rows).argsort(kind="stable")]
         rows += self._tail
         while rows.size:
             fields = self._fields.take(rows, axis=1)
@@ -268,9 +269,9 @@ class EmulatedGpus:
                 fields, total = fields[:, :some], total[:some]
             now_ended, rows = rows[: fields.shape[1]], rows[fields.shape[1] :]
             key = self._keys.take(fields[START], fields[SIZE])
-            finished = self._end[now_ended]
+            finished = self._end.take(now_ended)
             self._end[now_ended] = NEVER
-            self._next_end = int(self._end[self._tail : self._head].min())
+            self._next_end = int(np.minimum.reduce(ends))
             self._out -= now_ended.size
             self.requests -= key.size
             batch = fields[BATCH].view(np.uint64)
@@ -283,8 +284,8 @@ class EmulatedGpus:
 def _slot(key: U64, more: U64) -> int:
     """The slot that all keys have; :data:`MIXED` if they differ."""
     pieces = [key, more] if more.size else [key]
-    least = min(int(piece.min()) for piece in pieces) >> SLOT_SHIFT
-    most = max(int(piece.max()) for piece in pieces) >> SLOT_SHIFT
+    least = min(int(np.minimum.reduce(piece)) for piece in pieces) >> SLOT_SHIFT
+    most = max(int(np.maximum.reduce(piece)) for piece in pieces) >> SLOT_SHIFT
     return least if least == most else MIXED
 
 
