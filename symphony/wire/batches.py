@@ -119,7 +119,8 @@ class Done:
 def encode_plan(message: Plan) -> bytes:
     """One frame."""
     return pack_columns(
-        (PLAN, VERSION, message.shard, message.models),
+        (PLAN, VERSION, message.shard),
+        message.models,
         (
             (message.batch, U64_TYPE),
             (message.gpu, U32_TYPE),
@@ -135,7 +136,7 @@ def encode_plan(message: Plan) -> bytes:
 def decode_plan(frame: Buffer) -> Plan:
     """Read-only columns; model indexes are checked against the names, sizes against the keys."""
     f = unpack_columns(frame, PLAN, 4, 7)
-    names = name_list(f[3])
+    names = f[3]
     batch = read(f[4], U64_TYPE)
     n = batch.size
     model, size = read(f[6], U32_TYPE, n), read(f[8], U32_TYPE, n)
@@ -204,7 +205,8 @@ def decode_result(frame: Buffer, payloads: int) -> Result:
 def encode_results(message: Results) -> bytes:
     """One frame."""
     return pack_columns(
-        (RESULTS, VERSION, message.worker, message.models),
+        (RESULTS, VERSION, message.worker),
+        message.models,
         (
             (message.batch, U64_TYPE),
             (message.gpu, U32_TYPE),
@@ -222,7 +224,7 @@ def encode_results(message: Results) -> bytes:
 def decode_results(frame: Buffer) -> Results:
     """Read-only columns; model indexes are checked against the names, counts against the keys."""
     f = unpack_columns(frame, RESULTS, 4, 9)
-    names = name_list(f[3])
+    names = f[3]
     batch = read(f[4], U64_TYPE)
     n = batch.size
     model, count = read(f[6], U32_TYPE, n), read(f[10], U32_TYPE, n)
@@ -246,7 +248,8 @@ def decode_results(frame: Buffer) -> Results:
 def encode_done(message: Done) -> bytes:
     """The body frame; on the wire the topic ``done.<worker>`` goes before it."""
     return pack_columns(
-        (DONE, VERSION, message.worker, message.sequence, message.models),
+        (DONE, VERSION, message.worker, message.sequence),
+        message.models,
         (
             (message.batch, U64_TYPE),
             (message.gpu, U32_TYPE),

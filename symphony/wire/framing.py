@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -26,6 +27,8 @@ MAX_REQUESTS: Final = 65_536
 HEAD_BYTES: Final = 4_096
 """Of a message of columns, looked at first for the fields before them."""
 SMALL_COLUMN: Final = 16_384
+LONGEST_KEPT: Final = 65_536
+"""Bytes of a message's beginning that are remembered for the next."""
 
 MAX_NAME: Final = 256
 """Characters of a name."""
@@ -72,17 +75,26 @@ def column(values: npt.ArrayLike, dtype: np.dtype[Any]) -> bytes:
     return np.ascontiguousarray(values, dtype=dtype).tobytes()
 
 
-def pack_columns(head: Sequence[Any], columns: Sequence[tuple[npt.ArrayLike, np.dtype[Any]]]) -> bytes:
-    """One frame, the very bytes of :func:`pack` of the fields in ``head`` and these columns.
+def pack_columns(
+    head: Sequence[Any], names: Sequence[str], columns: Sequence[tuple[npt.ArrayLike, np.dtype[Any]]]
+) -> bytes:
+    """One frame, the very bytes of :func:`pack` of the fields in ``head``, ``names`` and these columns.
 
     Every column is copied once, from where it is into the frame. There are at most 15 fields.
     """
     packed: bytes = msgpack.packb(head, use_bin_type=True)
-    pieces: list[Any] = [bytes((packed[0] + len(columns),)), packed[1:]]
+    pieces: list[Any] = [bytes((packed[0] + 1 + len(columns),)), packed[1:], _packed_names(tuple(names))]
     for values, dtype in columns:
         entries = np.ascontiguousarray(values, dtype=dtype)
         pieces += (_bin_head(entries.nbytes), entries.data)
     return b"".join(pieces)
+
+
+@functools.lru_cache(maxsize=8)
+def _packed_names(names: tuple[str, ...]) -> bytes:
+    """Most messages have the same names as the one before."""
+    packed: bytes = msgpack.packb(names)
+    return packed
 
 
 def _bin_head(length: int) -> bytes:
@@ -133,13 +145,41 @@ def unpack_columns(frame: Buffer, kind: int, heads: int, columns: int) -> list[A
     Args:
         frame: the message.
         kind: what it should be.
-        heads: number of the fields before the columns.
+        heads: number of the fields before the columns; the last of them is a list of names, which is checked
+            and must not be changed.
         columns: their number.
 
     Raises:
         WireError: it is no such message.
     """
-    view, size, some = memoryview(frame).toreadonly(), len(frame), HEAD_BYTES
+    view, size = memoryview(frame).toreadonly(), len(frame)
+    start, fields = _LAST.get(kind, (b"", []))
+    if not start or bytes(view[: len(start)]) != start:  # most begin as the one before
+        at, fields = _unpack_head(view, kind, heads, columns)
+        start = bytes(view[:at])
+        if at <= LONGEST_KEPT:
+            _LAST[kind] = start, fields
+    fields, at = list(fields), len(start)
+    for _ in range(columns):
+        code = view[at] if at < size else 0
+        begin = at + 1 + (1 << (code - 0xC4)) if 0xC4 <= code <= 0xC6 else size + 1
+        at = begin + int.from_bytes(view[at + 1 : begin], "big")
+        if at > size:
+            raise WireError("malformed", "a column is no binary or cut off")
+        # Arithmetic on columns that begin anywhere is slower: small ones are worth their copy.
+        fields.append(bytes(view[begin:at]) if at - begin <= SMALL_COLUMN else view[begin:at])
+    if at != size:
+        raise WireError("malformed", "more than one message")
+    return fields
+
+
+_LAST: dict[int, tuple[bytes, list[Any]]] = {}
+"""By kind, how the last message began: the bytes before its columns, and their fields."""
+
+
+def _unpack_head(view: memoryview, kind: int, heads: int, columns: int) -> tuple[int, list[Any]]:
+    """Where the columns begin, and the fields before them."""
+    size, some = len(view), HEAD_BYTES
     fields: list[Any] | None = None
     while fields is None:
         reader = msgpack.Unpacker(
@@ -158,18 +198,8 @@ def unpack_columns(frame: Buffer, kind: int, heads: int, columns: int) -> list[A
     if length < 2:
         raise WireError("malformed", "not an array")
     _check_head(fields, length, kind, heads + columns)
-    at = reader.tell()
-    for _ in range(columns):
-        code = view[at] if at < size else 0
-        start = at + 1 + (1 << (code - 0xC4)) if 0xC4 <= code <= 0xC6 else size + 1
-        at = start + int.from_bytes(view[at + 1 : start], "big")
-        if at > size:
-            raise WireError("malformed", "a column is no binary or cut off")
-        # Arithmetic on columns that begin anywhere is slower: small ones are worth their copy.
-        fields.append(bytes(view[start:at]) if at - start <= SMALL_COLUMN else view[start:at])
-    if at != size:
-        raise WireError("malformed", "more than one message")
-    return fields
+    fields[-1] = name_list(fields[-1])
+    return reader.tell(), fields
 
 
 def _check_head(fields: list[Any], length: int, kind: int, expected: int) -> None:

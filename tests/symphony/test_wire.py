@@ -164,12 +164,12 @@ def test_the_kind_is_read_without_decoding(kind: int) -> None:
 @pytest.mark.parametrize("entries", [0, 1, 31, 32, 8_191, 8_192, 70_000])
 def test_columns_are_packed_as_msgpack_would(entries: int) -> None:
     wide, narrow = np.arange(entries, dtype=np.int64)[::-1], np.arange(entries, dtype=np.uint8)
-    head = (8, 1, "worker-0", ["m", "n"])
+    head, names = (8, 1, "worker-0"), ["m", "n"]
     columns = (wide[::-1].astype(">i8").tobytes(), wide.astype("<u4").tobytes(), narrow.tobytes())
     frame = pack_columns(
-        head, ((wide[::-1], np.dtype(">i8")), (wide, np.dtype("<u4")), (narrow, np.dtype("u1")))
+        head, names, ((wide[::-1], np.dtype(">i8")), (wide, np.dtype("<u4")), (narrow, np.dtype("u1")))
     )
-    assert frame == msgpack.packb((*head, *columns))
+    assert frame == msgpack.packb((*head, names, *columns))
 
 
 def test_columns_behind_thousands_of_names_and_large_ones_are_read_as_they_were_sent() -> None:
@@ -186,3 +186,14 @@ def test_columns_behind_thousands_of_names_and_large_ones_are_read_as_they_were_
     _same(found, message)
     with pytest.raises(ValueError, match="read-only"):
         found.key[0] = 1
+
+
+@given(st.lists(plans(), min_size=1, max_size=3), st.lists(st.integers(0, 2), max_size=6))
+def test_messages_that_begin_as_others_did_are_read_as_if_alone(
+    some: list[wire.Plan], order: list[int]
+) -> None:
+    frames = [wire.encode_plan(plan) for plan in some]
+    for i in order:
+        _same(wire.decode_plan(frames[i % len(frames)]), some[i % len(some)])
+        with pytest.raises(wire.WireError):
+            wire.decode_plan(frames[i % len(frames)][:-1])
