@@ -96,8 +96,9 @@ def test_so_does_one_that_follows_another(cluster: Cluster, factors: list[float]
 @settings(max_examples=20, deadline=None, phases=PHASES)
 @given(clusters())
 def test_constant_load_moves_nothing(cluster: Cluster) -> None:
-    plan = allocate(cluster, time_limit_s=2)
-    again = allocate(replace(cluster, current=Current(plan.placements, plan.gpus)), time_limit_s=2)
+    # A solver that is cut short finds something better the next time: none is, however busy the machine.
+    plan = allocate(cluster, time_limit_s=60)
+    again = allocate(replace(cluster, current=Current(plan.placements, plan.gpus)), time_limit_s=60)
     assert (again.moved, again.placements, again.gpus) == (0, plan.placements, plan.gpus)
     # A plan in force may run a little above the planned headroom, so it never serves less.
     assert sum(again.unserved.values()) <= sum(plan.unserved.values()) * (1 + 1e-3) + 1e-3
