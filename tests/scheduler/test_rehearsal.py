@@ -6,8 +6,10 @@ import numpy as np
 from rig import MS, linear
 
 from scheduler.core.limits import NEVER, SAMPLE_NS, TAPE
+from scheduler.core.plans import Load, make_plan
 from scheduler.core.recording import FREE, Columns, Dispersion, History, Piece, Recorder
 from scheduler.core.rehearsal import BUILT, Lengths, Losses, Rehearsal, Scene, Stand
+from scheduler.core.rules import RULES, Follower
 
 
 class Always:
@@ -197,3 +199,22 @@ def test_one_model_gives_nothing_new() -> None:
     for part in stream(np.random.default_rng(1), 1, 0.1, 3.0):
         history.add(part)
     assert history.more() is None
+
+
+def test_to_linger_pays_where_requests_come_in_bursts() -> None:
+    """Six within half a millisecond, each time: eager starts the first alone, and the others then."""
+    rng = np.random.default_rng(3)
+    begin = np.cumsum(rng.exponential(12 * MS, 800)).astype(np.int64)
+    at = np.sort((begin[:, np.newaxis] + np.arange(6) * MS // 10).ravel())
+    stream = Piece(at, np.zeros(len(at), np.uint32), at + 20 * MS, int(at[-1]), 10.0)
+    table = np.array(linear(1.0, 5.0, 8)) / 1e9
+    zero = np.zeros(1, np.int64)
+    rate = np.array([1e9 * len(at) / at[-1]])
+    plan = make_plan(Load(rate, np.array([0.02]), zero, zero + 8, table, 0.0, 2, 5.0))
+    bad = {}
+    for rule, (start, _, cushioned) in enumerate(RULES):
+        stand = Stand(scene(gpus=2), Follower(rule), Lengths().ppm)
+        assert list(stand.building) == []
+        stand.core.tuner.plan, stand.core.tuner.row = plan, zero
+        bad[start, cushioned] = stand.play(stream, 0, len(at))
+    assert 0 < bad["linger", False] < 0.7 * min(bad["eager", False], bad["deferred", False])
