@@ -14,7 +14,8 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 STAMP := $(VENV)/.compiled
 CORE := $(wildcard scheduler/core/*.py scheduler/compiled/*.pxd) \
-	symphony/wire/submits.py symphony/wire/keys.py $(wildcard symphony/compiled/*.pxd)
+	symphony/wire/submits.py symphony/wire/keys.py worker/starting.py \
+	$(wildcard symphony/compiled/*.pxd worker/compiled/*.pxd)
 PIP := $(PY) -m pip install --disable-pip-version-check --no-input -c constraints.txt
 
 # Options for the commands behind the targets, e.g. `make test ARGS="-k wire -x"`.

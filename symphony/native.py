@@ -30,16 +30,16 @@ def overtaken(binaries: Iterable[Path], sources: Iterable[Path]) -> Path | None:
     return newest if newest.stat().st_mtime > built + UNPACKING_S else None
 
 
-def compiled(name: str) -> Any:
-    """The module ``symphony.compiled.NAME`` of ``symphony/wire/NAME.py``; None: not there, or too old."""
-    here = Path(__file__).parent
+def compiled(name: str, package: str = "symphony", folder: str = "wire") -> Any:
+    """The module ``PACKAGE.compiled.NAME`` of ``PACKAGE/FOLDER/NAME.py``; None: not there, or too old."""
+    here = Path(__file__).parent.parent / package
     try:
-        module: Any = importlib.import_module(f"symphony.compiled.{name}")
+        module: Any = importlib.import_module(f"{package}.compiled.{name}")
     except ImportError:
         return None
     types = here / "compiled"
-    sources = [here / "wire" / f"{name}.py", types / f"{name}.pxd", types / "loads.pxd"]
-    newest = overtaken([Path(module.__file__)], sources)
+    sources = [here / folder / f"{name}.py", types / f"{name}.pxd", types / "loads.pxd"]
+    newest = overtaken([Path(module.__file__)], filter(Path.exists, sources))
     if newest is None:
         return module
     _log.warning("compiled %s is older than %s: using Python; `make env` compiles it", name, newest.name)

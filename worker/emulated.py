@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from symphony import native
 from symphony.pace import REST_SHARE
 from symphony.profile import Profile
 from symphony.wire import I64, MAX_REQUESTS, SLOT_SHIFT, U64, Plan
@@ -61,9 +62,12 @@ class EmulatedGpus:
 
     Args:
         profiles: by model; looked up anew after :meth:`changed`.
+        compiled: whether to use the compiled loops where the build has them.
     """
 
-    def __init__(self, profiles: Mapping[str, Profile]) -> None:
+    def __init__(self, profiles: Mapping[str, Profile], compiled: bool = True) -> None:
+        usable = compiled and not native.pure()
+        self._loops: Any = native.compiled("starting", "worker", ".") if usable else None
         self.requests = 0
         """In batches that have not ended."""
         self.longest_rest_ns = 0
@@ -85,7 +89,7 @@ class EmulatedGpus:
         self._end = np.full(64, NEVER, np.int64)  # NEVER in a hole
         self._fields = np.zeros((11, 64), np.int64)
         self._tail = self._head = 0
-        self._keys = KeyRing()
+        self._keys = KeyRing(compiled=compiled)
         self._shards: list[str] = []
         self._out = 0
         self._next_end = NEVER
@@ -111,11 +115,15 @@ class EmulatedGpus:
 
     def models(self, plan: Plan) -> I64:
         """The number here of each of the plan's batches' models; -1 if it is not here."""
+        return self._known(plan).take(plan.model)
+
+    def _known(self, plan: Plan) -> I64:
+        """By index into the plan's names: the model's number here, or -1."""
         if plan.models != self._asked:  # most plans have the same
             self._asked = plan.models
             number = self._number.get
             self._found = np.array([number(name, -1) for name in plan.models], np.int64)
-        return self._found.take(plan.model)
+        return self._found
 
     def lengths(self, model: I64, size: Column) -> I64:
         """l(size) in ns of batches of these models (numbers); 0 where one is not here, or never so large."""
@@ -127,6 +135,11 @@ class EmulatedGpus:
 
     def here(self, gpu: Column, gpus: frozenset[int]) -> npt.NDArray[np.bool_]:
         """Which of these are among ``gpus``."""
+        found: npt.NDArray[np.bool_] = self._mask(gpus).take(gpu, mode="clip")
+        return found
+
+    def _mask(self, gpus: frozenset[int]) -> npt.NDArray[np.bool_]:
+        """By GPU whether it is among these; the last is not."""
         if gpus is not self._gpus:
             self._gpus = gpus
             self._here = np.zeros(max(gpus, default=-1) + 2, np.bool_)  # false at the end
@@ -135,7 +148,39 @@ class EmulatedGpus:
             if more > 0:
                 self._free_at = np.concatenate((self._free_at, np.zeros(more, np.int64)))
                 self._mark = np.zeros(self._free_at.size, np.int64)
-        return self._here.take(gpu, mode="clip")
+        return self._here
+
+    def start_whole(self, plan: Plan, gpus: frozenset[int], received_ns: int) -> bool:
+        """Take in all of a plan in compiled loops; False if there are none, or a batch cannot be run: then
+        nothing has changed.
+
+        Args:
+            plan: as it came.
+            gpus: the GPUs that are here.
+            received_ns: now.
+        """
+        n = plan.batch.size
+        if self._loops is None or not n:
+            return False
+        read: tuple[Column, ...] = (plan.batch.view(np.int64), plan.gpu, plan.model, plan.exec_at, plan.size)
+        columns = tuple(column if column.flags.aligned else column.copy() for column in read)
+        known, here = self._known(plan), self._mask(gpus)
+        if not self._loops.fits(columns, known, self._latency, here.view(np.uint8)):
+            return False
+        shard = self._shard_number(plan.shard)
+        first = self._keys.append(plan.key, self._needed)
+        slot = _slot(*self._keys.latest(plan.key.size))
+        at, to = self._room(n)
+        due = int(np.maximum.reduce(plan.deadline))
+        given = (at, shard, received_ns, due, slot, first)
+        end = self._loops.start(columns, known, self._latency, self._free_at, self._end, self._fields, given)
+        if slot == MIXED:
+            starts = self._fields[START, at:to] - first
+            self._fields[SLOT, at:to] = _slots(plan.key, starts, self._fields[SIZE, at:to])
+        self._out += n
+        self.requests += plan.key.size
+        self._next_end = min(self._next_end, end)
+        return True
 
     def start(self, plan: Plan, rows: Column | None, model: I64, lengths: I64, received_ns: int) -> None:
         """Take in batches of a plan that arrived now.

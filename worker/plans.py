@@ -41,11 +41,13 @@ def take_columns(plan: Plan, device: EmulatedGpus, gpus: frozenset[int], receive
     What :func:`refusal` has nothing against is taken, as long as the requests that wait are within the
     limit; from the first batch that is not, the rest is left.
     """
+    room = MAX_OUTSTANDING * len(gpus) - device.requests
+    if plan.key.size <= room and device.start_whole(plan, gpus, received_ns):
+        return []
     model = device.models(plan)
     lengths = device.lengths(model, plan.size)
     good = lengths > 0
     good &= device.here(plan.gpu, gpus)
-    room = MAX_OUTSTANDING * len(gpus) - device.requests
     if plan.key.size > room:
         good &= np.where(good, plan.size, 0).cumsum(dtype=np.int64) <= room
     if np.count_nonzero(good) == good.size:

@@ -11,11 +11,11 @@ from fake_peers import separate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from symphony import wire
+from symphony import native, wire
 from symphony.pace import REST_SHARE
 from symphony.profile import Profile
 from symphony.status import Status
-from worker import columns, plans
+from worker import columns, plans, starting
 from worker.emulated import MIXED, EmulatedGpus, Ended
 
 PROFILES = {"m": Profile.linear(1.082, 5.204, 128), "n": Profile.linear(2, 1, 4)}
@@ -40,8 +40,23 @@ def plan(*batches: tuple[int, str, int, int], shard: str = "shard-0") -> wire.Pl
     )
 
 
-def gpus() -> EmulatedGpus:
-    made = EmulatedGpus(PROFILES)
+class Loops(EmulatedGpus):
+    """With the loops, run as Python."""
+
+    def __init__(self, profiles: Any) -> None:
+        super().__init__(profiles, compiled=False)
+        self._loops = starting
+
+
+FORMS = {
+    "columns": lambda profiles: EmulatedGpus(profiles, compiled=False),
+    "loops": Loops,
+    "built": EmulatedGpus,
+}
+
+
+def gpus(form: str = "built") -> EmulatedGpus:
+    made = FORMS[form](PROFILES)
     made.changed()
     return made
 
@@ -61,8 +76,9 @@ def rows(ended: Ended) -> list[tuple[int, str, int, int, int, int, list[int]]]:
     return found  # type: ignore[return-value]
 
 
-def test_a_batch_takes_as_long_as_its_profile_says() -> None:
-    device = gpus()
+@pytest.mark.parametrize("form", FORMS)
+def test_a_batch_takes_as_long_as_its_profile_says(form: str) -> None:
+    device = gpus(form)
     start(device, 1_000, (5, "m", 3, 77))
     end = 1_000 + PROFILES["m"].latency(77)
     assert (len(device), device.requests, device.next_wakeup()) == (1, 77, end)
@@ -90,10 +106,13 @@ def test_it_may_be_looked_at_late_by_a_part_of_the_tightest_objective() -> None:
 BATCH = st.tuples(st.sampled_from("mn"), st.integers(0, 3), st.integers(1, 4), st.integers(0, 30_000_000))
 
 
+@pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(BATCH, min_size=1, max_size=9), max_size=30))
-def test_each_gpu_is_a_queue_and_ends_come_in_order(messages: list[list[tuple[str, int, int, int]]]) -> None:
-    device = gpus()
+def test_each_gpu_is_a_queue_and_ends_come_in_order(
+    form: str, messages: list[list[tuple[str, int, int, int]]]
+) -> None:
+    device = gpus(form)
     now = number = 0
     free: dict[int, int] = {}
     book: dict[int, Any] = {}
@@ -126,8 +145,9 @@ def test_what_ended_goes_in_messages_that_hold_it() -> None:
     assert [row[0] for part in parts for row in rows(part)] == list(range(40))
 
 
-def test_what_cannot_run_is_left_and_the_rest_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = gpus()
+@pytest.mark.parametrize("form", FORMS)
+def test_what_cannot_run_is_left_and_the_rest_runs(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = gpus(form)
     mixed = plan(
         (0, "m", 0, 2), (1, "x", 0, 1), (2, "n", 1, 5), (3, "n", 9, 1), (4, "m", 1, 0), (5, "n", 1, 4)
     )
@@ -221,14 +241,27 @@ def test_names_of_shards_that_have_nothing_here_are_forgotten(monkeypatch: pytes
     assert sorted(ends) == sorted([("stays", 0), *((f"s{n}", n) for n in range(30, 40))])
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_plan_may_be_larger_than_what_is_copied_out_of_its_message(form: str) -> None:
+    n = 4_999  # so that columns begin anywhere in the message
+    batches = [(i, "mn"[i % 2], i % 100, 1 + i % 4) for i in range(n)]
+    found = wire.decode_plan(wire.encode_plan(plan(*batches, shard="odd")))
+    assert not all(c.flags.aligned for c in (found.batch, found.gpu, found.exec_at, found.key))
+    device = gpus(form)
+    assert plans.take_columns(found, device, HERE, 0) == []
+    ends = [row for ended in device.abandon() for row in rows(ended)]
+    assert sorted((number, model, gpu, len(keys)) for number, model, gpu, *_, keys in ends) == batches
+
+
 def slots(plan: wire.Plan, *numbers: int) -> wire.Plan:
     """With the keys of these frontends, in turn."""
     slot = np.resize(np.array(numbers, np.uint64), plan.key.size)
     return dataclasses.replace(plan, key=plan.key | slot << np.uint64(wire.SLOT_SHIFT))
 
 
-def test_batches_tell_whose_requests_they_are() -> None:
-    device = gpus()
+@pytest.mark.parametrize("form", FORMS)
+def test_batches_tell_whose_requests_they_are(form: str) -> None:
+    device = gpus(form)
     for made in (
         slots(plan((0, "m", 0, 3), (1, "m", 1, 1)), 7),
         slots(plan((2, "m", 2, 2), (3, "m", 3, 1), (4, "m", 4, 2)), 7, 65_535),
@@ -259,3 +292,10 @@ def test_gpus_of_another_worker_and_numbers_beyond_all_are_not_here() -> None:
     assert device.here(gpu, frozenset({3, 4})).tolist() == [False, True, True, False, False]
     assert device.here(gpu, frozenset({0})).tolist() == [True, False, False, False, False]
     assert not device.here(gpu, frozenset()).any()
+
+
+@pytest.mark.skipif(
+    native.compiled("starting", "worker", ".") is None, reason="no compiled loops in this build"
+)
+def test_the_compiled_loops_are_compiled() -> None:
+    assert type(native.compiled("starting", "worker", ".").start) is not type(starting.start)
