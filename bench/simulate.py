@@ -25,8 +25,7 @@ from simulator.engine import cluster_of, run_core
 from simulator.experiment import Experiment, parse_experiment
 from simulator.fluid import fluid_ideal
 from simulator.goodput import goodput
-from simulator.results import count_from, summarize
-from simulator.tally import Counter
+from simulator.results import counter_of, summarize
 
 QUICK = ["--seconds", "0.2"]
 MODEL = {"name": "r50", "alpha_ms": 1.082, "beta_ms": 5.204, "slo_ms": 50}
@@ -59,7 +58,7 @@ def large(gpus: int, models: int, rate: float, seconds: float, coalesce_us: floa
     content = {"gpus": gpus, "seconds": seconds, "coalesce_us": coalesce_us, "network": NETWORK}
     experiment = parse_experiment(content | {"models": [model]}, "bench")
     cluster = cluster_of(experiment)
-    counter = Counter([one.slo for one in cluster.models], count_from(experiment), int(1.02 * rate * seconds))
+    counter = counter_of(experiment, cluster)
     made = 0.0
 
     def pieces() -> Iterator[Arrivals]:

@@ -12,6 +12,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from scheduler.core import tallies as python_tallies
 from scheduler.core.machine import Core as PythonCore
 from scheduler.core.replay import Replay as PythonReplay
 from symphony.native import overtaken, pure
@@ -75,3 +76,13 @@ def ledger() -> Any:
         return importlib.import_module("scheduler.compiled.ledger")
     except ImportError:
         return None
+
+
+def tallies() -> Any:
+    """The loops of :mod:`scheduler.core.tallies` that fit :func:`core_class`."""
+    if core_class() is not PythonCore:
+        try:
+            return importlib.import_module("scheduler.compiled.tallies")
+        except ImportError:
+            pass
+    return python_tallies

@@ -9,8 +9,10 @@ end one control latency later; the results are at the frontend one result latenc
 
 from __future__ import annotations
 
+import functools
 import heapq
 import time
+from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -74,12 +76,16 @@ class Disturbance:
     @classmethod
     def of(cls, experiment: Experiment) -> Disturbance:
         """Exponential jitter; lengths normal around the profile's, never below half of it."""
-        rng = np.random.default_rng([experiment.seed, 1 << 40])
-        jitter = experiment.network.jitter_us * 1e3
-        out = (rng.exponential(1.0, DRAWS) * jitter).astype(np.int64)
-        back = (rng.exponential(1.0, DRAWS) * jitter).astype(np.int64)
-        factor = np.maximum(0.5, 1 + experiment.noise * rng.standard_normal(DRAWS))
-        return cls(out, back, np.rint(factor * 1e6).astype(np.int64))
+        return _draw(experiment.seed, experiment.network.jitter_us * 1e3, experiment.noise)
+
+
+@functools.lru_cache(maxsize=4)  # a search for the goodput asks for the same ones again
+def _draw(seed: int, jitter: float, noise: float) -> Disturbance:
+    rng = np.random.default_rng([seed, 1 << 40])
+    out = (rng.exponential(1.0, DRAWS) * jitter).astype(np.int64)
+    back = (rng.exponential(1.0, DRAWS) * jitter).astype(np.int64)
+    factor = np.maximum(0.5, 1 + noise * rng.standard_normal(DRAWS))
+    return Disturbance(out, back, np.rint(factor * 1e6).astype(np.int64))
 
 
 def cluster_of(experiment: Experiment, scale: float = 1.0) -> Cluster:
@@ -153,22 +159,27 @@ def run_core(
         disturbance.out,
         disturbance.length_ppm,
     )
-    parts: list[tuple[Ints, ...]] = []
-    batches = 0
+    # Arrays grow where they are: memory that is touched for the first time costs more than what is put there.
+    kept = [array("q") for _ in range(9)]
 
     def take() -> None:
         """Fetch what was decided since the last look."""
-        nonlocal batches
-        columns = take_columns(replay, counter is None)
-        end = columns[5]
-        back = disturbance.back[np.arange(batches, batches + len(end)) % DRAWS]
-        answered = end + _ns(net.result_us) + back
-        batches += len(end)
-        if counter is not None:
-            deadline = np.frombuffer(replay.core.actions.dispatches().deadline, np.int64)
-            counter.answer(columns[0], columns[2], answered, deadline)
+        out = replay.core.actions.dispatches()
+        columns = [memoryview(column) for column in (out.model, out.gpu, out.size)]
+        columns += [
+            memoryview(column)[: replay.batches] for column in (replay.decided, replay.start, replay.end)
+        ]
+        model, size, end = (np.frombuffer(columns[i], np.int64) for i in (0, 2, 5))
+        number = np.arange(len(kept[0]), len(kept[0]) + len(end))
+        answered = end + _ns(net.result_us) + disturbance.back[number % DRAWS]
+        columns.append(answered.data)
+        if counter is None:
+            columns += [memoryview(column) for column in (out.key, replay.core.actions.drops().key)]
+        else:
+            counter.answer(model, size, answered, np.frombuffer(out.deadline, np.int64))
+        for into, column in zip(kept, columns, strict=False):
+            into.frombytes(column.cast("B"))
         replay.clear()
-        parts.append((*columns[:6], answered, *columns[6:]))
 
     key = 1
     for piece in arrivals:
@@ -182,18 +193,19 @@ def run_core(
             progress(float(piece.at[-1] - START_NS) / 1e9 / experiment.seconds)
     replay.finish()
     take()
-    model, gpu, size, decided, start, end, answered, request, dropped = (
-        np.concatenate(column) for column in zip(*parts, strict=True)
-    )
+    done = [np.frombuffer(column, np.int64) for column in kept]
+    for keys_of in done[7:]:
+        keys_of -= 1  # keys are positions in the arrivals, from 1 on
     wall = time.perf_counter() - clock
+    model, gpu, size, decided, start, end, answered, request, dropped = done
     return Record(model, gpu, size, decided, start, end, answered, request, dropped, replay.events, wall)
 
 
-def take_columns(replay: Replay, requests: bool = True) -> tuple[Ints, ...]:
+def take_columns(replay: Replay) -> tuple[Ints, ...]:
     """Copies of what has come out since the last look; the caller then calls ``replay.clear``.
 
-    model, gpu, size, decided, start, end of every batch; then, empty unless ``requests``, the positions
-    of the batches' requests and of the dropped ones.
+    model, gpu, size, decided, start, end of every batch; then the positions of the batches' requests and
+    of the dropped ones.
     """
     out = replay.core.actions.dispatches()
     lost = replay.core.actions.drops()
@@ -203,7 +215,7 @@ def take_columns(replay: Replay, requests: bool = True) -> tuple[Ints, ...]:
         np.frombuffer(memoryview(view)[:n], np.int64).copy()
         for view in (replay.decided, replay.start, replay.end)
     ]
-    columns += [np.frombuffer(view if requests else b"", np.int64) - 1 for view in (out.key, lost.key)]
+    columns += [np.frombuffer(view, np.int64) - 1 for view in (out.key, lost.key)]
     return tuple(columns)
 
 
@@ -297,6 +309,8 @@ class _Run:
         """Carry out what the system decided."""
         self.events += 1
         decisions = self.system.decisions
+        if not (decisions.sent or decisions.dropped or decisions.preempted):
+            return
         for number in decisions.preempted:
             self._kill(number, now + self.control)
         for sent in decisions.sent:

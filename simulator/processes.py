@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from scheduler.select import tallies
+
 from .modulation import Modulation
 from .traces import Floats, Trace
 
@@ -41,6 +43,8 @@ def renewal(rng: np.random.Generator, kind: str, shape: float, rate: Rate, until
         yield _in_time(np.arange(rng.random(), expected, 1.0), rate, until_s)
         return
     points = np.empty(min(BLOCK, int(expected + 4 * expected**0.5) + 16))
+    steady = len(rate.total) == 2
+    factor = rate.seconds[-1] / rate.total[-1] * NS
     reached = 0.0
     while reached < expected:
         if kind == "gamma":
@@ -48,10 +52,17 @@ def renewal(rng: np.random.Generator, kind: str, shape: float, rate: Rate, until
             points /= shape
         else:
             rng.standard_exponential(out=points)
-        points[0] += reached
-        np.cumsum(points, out=points)
+        if steady:
+            found = np.empty(len(points), np.int64)
+            n = tallies().points(points, reached, expected, factor, round(until_s * NS), found)
+            yield found[:n]
+            if n < len(points):
+                return
+        else:
+            points[0] += reached
+            np.cumsum(points, out=points)
+            yield _in_time(points[: np.searchsorted(points, expected)], rate, until_s)
         reached = float(points[-1])
-        yield _in_time(points[: np.searchsorted(points, expected)], rate, until_s)
 
 
 def _in_time(points: Floats, rate: Rate, until_s: float) -> Ints:

@@ -19,7 +19,7 @@ from .engine import Record
 from .experiment import Experiment
 from .processes import Ints
 from .system import NEVER, Cluster
-from .tally import Tally, by_model
+from .tally import Counter, Latencies, Tally, by_model
 
 SHARES = {"p50_ms": 50, "p90_ms": 90, "p99_ms": 99, "p999_ms": 99.9}
 """Percentiles of the latencies."""
@@ -53,8 +53,14 @@ def count_from(experiment: Experiment) -> int:
     return START_NS + int(experiment.warmup * SECOND)
 
 
+def counter_of(experiment: Experiment, cluster: Cluster) -> Counter:
+    """Counts a run of the experiment while it goes on."""
+    expected = [model.rate * experiment.seconds for model in cluster.models]
+    return Counter([model.slo for model in cluster.models], count_from(experiment), expected)
+
+
 def tally_of(experiment: Experiment, cluster: Cluster, arrivals: Arrivals, record: Record) -> Tally:
-    """What :class:`~simulator.tally.Counter` would have counted, of any run that kept its requests."""
+    """What the counter would have counted, of any run that kept its requests."""
     number = len(cluster.models)
     out = outcomes(experiment, arrivals, record)
     answered = out.counted & (out.latency >= 0)
@@ -68,8 +74,8 @@ def tally_of(experiment: Experiment, cluster: Cluster, arrivals: Arrivals, recor
     if len(record.size):
         first = np.cumsum(record.size) - record.size
         oldest = np.minimum.reduceat(arrivals.at[record.request], first)
-    models = np.arange(number)
-    return Tally(len(arrivals.at), offered, good, served - good, out.latency[order], models, served, oldest)
+    latencies = Latencies.of(out.latency[order], served)
+    return Tally(len(arrivals.at), offered, good, served - good, latencies, oldest)
 
 
 def summarize(

@@ -13,10 +13,10 @@ from .elastic import run_elastic
 from .engine import Progress, Record, cluster_of, run_core, run_system
 from .epochs import run_epochs
 from .experiment import Experiment, ExperimentError
-from .results import count_from, outcomes, tally_of
+from .results import counter_of, outcomes, tally_of
 from .scaling_results import summarize_scaling
 from .system import Cluster
-from .tally import Counter, Tally
+from .tally import Tally
 
 
 def check_policy(policy: str, cluster: Cluster) -> None:
@@ -90,8 +90,7 @@ def run(
     """
     cluster = cluster_of(experiment, scale)
     if experiment.autoscale is None and experiment.shards is None and make_baseline(policy, cluster) is None:
-        expected = 1.02 * sum(model.rate for model in cluster.models) * experiment.seconds
-        counter = Counter([model.slo for model in cluster.models], count_from(experiment), int(expected))
+        counter = counter_of(experiment, cluster)
         record = run_core(experiment, cluster, policy, arrival_blocks(experiment, scale), progress, counter)
         return Run(cluster, record, counter.tally())
     arrivals = make_arrivals(experiment, scale)

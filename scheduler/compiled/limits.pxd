@@ -35,6 +35,7 @@ cdef extern from *:
     #define SYMPHONY_MASK ((long long){5})
     #define SYMPHONY_HEAD ((long long){6})
     #define SYMPHONY_FIRST ((long long){7})
+    #define SYMPHONY_TICKS ((long long){4096})
     #define SYMPHONY_EXPIRED ((long long){1})
     #define SYMPHONY_WINDOW ((long long){2})
     #define SYMPHONY_FULL ((long long){3})
@@ -75,6 +76,7 @@ cdef extern from *:
     long long MASK "SYMPHONY_MASK"
     long long HEAD "SYMPHONY_HEAD"
     long long FIRST "SYMPHONY_FIRST"
+    long long TICKS "SYMPHONY_TICKS"
     long long EXPIRED "SYMPHONY_EXPIRED"
     long long WINDOW "SYMPHONY_WINDOW"
     long long FULL "SYMPHONY_FULL"

@@ -29,3 +29,6 @@ cdef inline void fetch_signed(const long long[::1] column, long long i) noexcept
 
 cdef inline long long lowest(unsigned long long word) noexcept:
     return count_zeros(word)
+
+cdef inline long long whole(double number) noexcept:
+    return <long long> number

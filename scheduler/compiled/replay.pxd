@@ -2,7 +2,8 @@ cimport cython
 from scheduler.compiled.actions cimport Actions
 from scheduler.compiled.heap cimport Heap
 from scheduler.compiled.machine cimport Core
-from scheduler.compiled.limits cimport DEPTH, NEVER
+from scheduler.compiled.numbers cimport Numbers
+from scheduler.compiled.limits cimport DEPTH, NEVER, TICKS
 
 
 cdef class Replay:
@@ -15,6 +16,11 @@ cdef class Replay:
     cdef public const long long[::1] length_ppm
     cdef public long long mask
     cdef public Heap reports
+    cdef public long long turn
+    cdef public Numbers turns
+    cdef public long long[::1] first
+    cdef public long long[::1] following
+    cdef public Numbers due
     cdef public long long[::1] free
     cdef public long long[::1] out_head
     cdef public long long[::1] out_count
@@ -40,10 +46,15 @@ cdef class Replay:
     cpdef finish(self)
     @cython.locals(core=Core, timer="long long", now="long long", gpu="long long", first="long long")
     cdef _until(self, long long limit)
+    @cython.locals(due="long long", at="long long")
+    cdef long long _next_report(self) noexcept
     @cython.locals(first="long long")
-    cdef long long _back(self, long long gpu) except -1
-    cdef long long _due(self, long long end) noexcept
-    @cython.locals(reports=Heap, n="long long", gpu="long long", first="long long")
+    cdef long long _back(self, long long gpu) noexcept
+    @cython.locals(due="long long", turn="long long", at="long long")
+    cdef void _expect(self, long long gpu) noexcept
+    @cython.locals(at="long long", gpu="long long")
+    cdef void _gather(self, long long now) noexcept
+    @cython.locals(due=Numbers, n="long long", gpu="long long", first="long long")
     cdef _report_all(self, long long now)
     @cython.locals(actions=Actions)
     cdef _execute(self, long long now)

@@ -56,6 +56,9 @@ MASK = 5
 HEAD = 6
 FIRST = 7
 
+TICKS = 4096
+"""So many ticks of simulated time, a power of two, have lists of their own; see ``replay``."""
+
 EXPIRED = 1
 WINDOW = 2
 FULL = 3

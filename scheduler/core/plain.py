@@ -32,6 +32,11 @@ def lowest(word: int) -> int:
     return (word & -word).bit_length() - 1
 
 
+def whole(number: float) -> int:
+    """A number from 0 on without its fraction."""
+    return int(number)
+
+
 def append_calm(
     lanes: Lanes, now: int, farthest: int, last_key: Any, columns: tuple[Any, ...], fresh: bool
 ) -> tuple[Any, ...]:

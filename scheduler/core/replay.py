@@ -9,6 +9,9 @@ gathered in its sockets once in a turn.
 
 A GPU runs its batches in the order in which they came: a batch starts when it and its inputs have
 arrived and the batch before it has ended; its completion reaches the core ``report_ns`` later.
+
+Completions of a tick come by GPU. So with ticks, those of the next TICKS are not kept in order: each tick
+has a list of its GPUs, which are put in order when it comes.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ from typing import Any
 from .actions import Actions
 from .columns import widen
 from .heap import Heap
-from .limits import DEPTH, NEVER
+from .limits import DEPTH, NEVER, TICKS
 from .machine import Core
+from .numbers import Numbers
 
 
 class Replay:
@@ -61,6 +65,11 @@ class Replay:
         self.length_ppm = length_ppm
         self.mask = len(length_ppm) - 1
         self.reports = Heap(gpus)
+        self.turn = 0
+        self.turns = Numbers(TICKS)
+        self.first = array("q", [-1]) * TICKS
+        self.following = array("q", bytes(8 * gpus))
+        self.due = Numbers(gpus)
         self.free = array("q", bytes(8 * gpus))
         self.out_head = array("q", bytes(8 * gpus))
         self.out_count = array("q", bytes(8 * gpus))
@@ -133,13 +142,17 @@ class Replay:
         core = self.core
         while True:
             timer = core.next_wakeup()
-            if self.reports.size > 0 and self.reports.keys[0] <= limit and self.reports.keys[0] <= timer:
-                now = self.reports.keys[0]
+            now = self._next_report()
+            if now <= limit and now <= timer and now < NEVER:
                 if self.tick > 0:
                     self._report_all(now)
                 else:
                     gpu = self.reports.ids[0]
                     first = self._back(gpu)
+                    if self.out_count[gpu] > 0:
+                        self._expect(gpu)
+                    else:
+                        self.reports.discard(gpu)
                     core.report(now, gpu, self.out_batch[first], self.out_end[first])
             elif timer < limit:
                 now = timer
@@ -150,30 +163,64 @@ class Replay:
             if core.actions.dispatched > self.seen:
                 self._execute(now)
 
+    def _next_report(self) -> int:
+        """When the next completion reaches the core; NEVER if none is to come."""
+        due = NEVER
+        if self.reports.size > 0:
+            due = self.reports.keys[0]
+        if self.turns.size > 0:
+            at = self.turns.next(self.turn & (TICKS - 1))
+            if at < 0:
+                at = self.turns.first()
+            at = (self.turn + ((at - self.turn) & (TICKS - 1))) * self.tick
+            if at < due:
+                due = at
+        return due
+
     def _back(self, gpu: int) -> int:
         """The oldest batch of a GPU is back; returns where it stands in ``out_batch`` and ``out_end``."""
         first = gpu * DEPTH + self.out_head[gpu]
         self.out_head[gpu] = (self.out_head[gpu] + 1) % DEPTH
         self.out_count[gpu] -= 1
-        if self.out_count[gpu] > 0:
-            self.reports.put(gpu, self._due(self.out_end[gpu * DEPTH + self.out_head[gpu]]))
-        else:
-            self.reports.discard(gpu)
         return first
 
-    def _due(self, end: int) -> int:
-        """When the core hears of a batch that ended then."""
-        due = end + self.report
-        if self.tick > 0:
-            due = (due + self.tick - 1) // self.tick * self.tick
-        return due
+    def _expect(self, gpu: int) -> None:
+        """List the oldest batch that is out on a GPU, of which there is one."""
+        due = self.out_end[gpu * DEPTH + self.out_head[gpu]] + self.report
+        if self.tick == 0:
+            self.reports.put(gpu, due)
+            return
+        turn = (due + self.tick - 1) // self.tick
+        if turn - self.turn >= TICKS:
+            self.reports.put(gpu, turn * self.tick)
+            return
+        at = turn & (TICKS - 1)
+        self.following[gpu] = self.first[at]
+        self.first[at] = gpu
+        self.turns.put(at)
+
+    def _gather(self, now: int) -> None:
+        """Bring together in ``due`` the GPUs whose reports are due at the end of this tick."""
+        self.turn = now // self.tick
+        at = self.turn & (TICKS - 1)
+        gpu = self.first[at]
+        while gpu >= 0:
+            self.due.put(gpu)
+            gpu = self.following[gpu]
+        self.first[at] = -1
+        self.turns.discard(at)
+        while self.reports.size > 0 and self.reports.keys[0] <= now:
+            gpu = self.reports.ids[0]
+            self.due.put(gpu)
+            self.reports.discard(gpu)
 
     def _report_all(self, now: int) -> None:
         """Tell the core of every batch whose report is due at the end of this tick."""
-        reports = self.reports
+        self._gather(now)
+        due = self.due
         n = 0
-        while reports.size > 0 and reports.keys[0] <= now:
-            gpu = reports.ids[0]
+        while due.size > 0:
+            gpu = due.first()
             first = self._back(gpu)
             if n == len(self.back_end):
                 self.back_gpu = widen("I", self.back_gpu, n)
@@ -183,6 +230,12 @@ class Replay:
             self.back_batch[n] = self.out_batch[first]
             self.back_end[n] = self.out_end[first]
             n += 1
+            # Its next batch may have ended in the same tick.
+            if self.out_count[gpu] == 0:
+                due.discard(gpu)
+            elif self.out_end[gpu * DEPTH + self.out_head[gpu]] + self.report > now:
+                due.discard(gpu)
+                self._expect(gpu)
         gpus = memoryview(self.back_gpu)
         batches = memoryview(self.back_batch)
         ends = memoryview(self.back_end)
@@ -209,9 +262,9 @@ class Replay:
             slot = gpu * DEPTH + (self.out_head[gpu] + self.out_count[gpu]) % DEPTH
             self.out_batch[slot] = batch
             self.out_end[slot] = end
-            if self.out_count[gpu] == 0:
-                self.reports.put(gpu, self._due(end))
             self.out_count[gpu] += 1
+            if self.out_count[gpu] == 1:
+                self._expect(gpu)
             n = self.batches
             if n == len(self.start):
                 self.decided = widen("q", self.decided, n)

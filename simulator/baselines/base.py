@@ -103,13 +103,12 @@ class Base(ABC):
         type cannot serve in time another may.
         """
         if self.one_type:
-            best = 0
+            least = min(self.free)
+            if least > now:
+                return [self.free.index(least)]
             for gpu, free in enumerate(self.free):
                 if free <= now:
                     return [gpu]
-                if free < self.free[best]:
-                    best = gpu
-            return [best]
         return sorted(self.order, key=lambda gpu: max(self.free[gpu], now))
 
     def send(self, now: int, model: int, gpu: int, first: int, size: int, latest: int = NEVER) -> int:
@@ -139,7 +138,10 @@ class Base(ABC):
         """Give up what could not end in time even alone on the GPU where it would end first."""
         sent = now + self.cluster.control + self.cluster.data
         if self.one_type:
-            starts = {self.cluster.gpu_type[0]: max(sent, min(self.free))}
+            start = max(sent, min(self.free))
+            if start <= self.expires:
+                return
+            starts = {self.cluster.gpu_type[0]: start}
         else:
             starts = {
                 kind: max(sent, min([self.free[gpu] for gpu in gpus])) for kind, gpus in self.of_type.items()

@@ -40,6 +40,7 @@ class Clockwork(Base):
     def __init__(self, cluster: Cluster, largest: int = PUBLISHED_LARGEST) -> None:
         super().__init__(cluster)
         self.sizes = [1 << i for i in range(largest.bit_length()) if 1 << i <= largest]
+        self.downwards = self.sizes[::-1]
         self.known: list[Known | None] = [None] * len(cluster.models)
 
     def decide(self, now: int) -> None:
@@ -94,15 +95,20 @@ class Clockwork(Base):
         spec = self.cluster.models[model]
         table = spec.latency[kind]
         control, data = self.cluster.control, self.cluster.data
-        sizes = self.sizes[: bisect_right(self.sizes, min(len(queue), spec.max_batch))]
-        until = free - control - sizes[-1] * data
+        fits = bisect_right(self.sizes, min(len(queue), spec.max_batch))
+        until = free - control - self.sizes[fits - 1] * data
         required, chosen, begin = NEVER, 0, 0
-        for size in reversed(sizes):
+        for size in self.downwards[-fits:]:
             length = table[size - 1]
             start = free if now <= until else max(now + control + size * data, free)
-            first = bisect_left(queue, (start + length, 0))
-            if not chosen and len(queue) - first >= size:
-                chosen, begin = size, first
-            if chosen and first < len(queue):
-                required = min(required, queue[first][0] - length)
+            if not chosen:
+                if queue[-size][0] < start + length:
+                    continue  # fewer than that many could end in time
+                chosen = size
+                first = begin = bisect_left(queue, (start + length, 0))
+            else:
+                first = bisect_left(queue, (start + length, 0), 0, first)
+            required = min(required, queue[first][0] - length)
+            if first == 0:
+                break  # so it is for smaller sizes, and they end sooner
         return state, until, (required, model, chosen, begin) if chosen else None

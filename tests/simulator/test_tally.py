@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from simulator.goodput import run_once
 from simulator.results import count_from, summarize, tally_of
 from simulator.runs import run, simulate
 from simulator.system import NEVER
-from simulator.tally import BLOCK, Counter, Tally
+from simulator.tally import Counter, Latencies, Tally
 
 NETWORK = {"control_us": 100, "data_us": 50, "result_us": 2000, "jitter_us": 200}
 SHARES = [0, 50, 90, 99, 99.9, 100]
@@ -54,21 +55,23 @@ def test_counting_on_the_way_gives_what_the_record_gives(changes: dict[str, Any]
 
 def test_percentiles_are_the_upper_neighbours_of_the_exact_ones() -> None:
     rng = np.random.default_rng(3)
-    n = 3 * BLOCK + 17
-    sizes = np.array([1, n - 4, 3, 0])
+    n = 100_000
+    sizes = np.array([4, n - 4, 0])
     for latency in (
-        rng.integers(0, 1 << 31, n).astype(np.uint32),
+        rng.integers(0, 1 << 31, n),
         rng.integers(0, 1 << 40, n),
-        np.full(n, 7, np.uint32),
+        (1 << 32) - 2 + rng.integers(0, 4, n),
+        np.full(n, 7),
     ):
-        counts = np.array([3, n - 3, 0])
-        tally = Tally(n, counts, counts, counts * 0, latency, np.array([0, 1, 0, 2]), sizes, np.zeros(4))
+        counts = np.array([4, n - 4, 0])
+        latencies = Latencies.of(latency, sizes)
+        tally = Tally(n, counts, counts, counts * 0, latencies, np.zeros(4, np.int64))
         whole, models = tally.percentiles(SHARES)
         ordered = np.sort(latency).tolist()
         assert whole == [ordered[math.ceil(share / 100 * (n - 1))] for share in SHARES]
-        first = sorted([latency[0], *latency[n - 3 :]])
+        first = sorted(latency[:4])
         assert models[0] == [first[math.ceil(share / 100 * 3)] for share in SHARES]
-        second = np.sort(latency[1 : n - 3]).tolist()
+        second = np.sort(latency[4:]).tolist()
         assert models[1] == [second[math.ceil(share / 100 * (n - 5))] for share in SHARES]
         assert models[2] is None
 
@@ -88,8 +91,32 @@ def test_latencies_beyond_32_bits_are_kept() -> None:
     counter.answer(*one, np.array([6_000_000_000, 6_100_000_000]))
     counter.answer(*one, np.array([5_900_000_000, 9_000_000_000]))
     tally = counter.tally()
-    assert sorted(tally.latency.tolist()) == [2_000_000_000, 4_900_000_000, 5_000_000_000, 5_100_000_000]
+    ordered = [2_000_000_000, 4_900_000_000, 5_000_000_000, 5_100_000_000]
+    assert tally.percentiles([0, 30, 60, 100]) == (ordered, [ordered])
     assert tally.late.tolist() == [1]
+
+
+def test_more_latencies_than_were_expected_find_room() -> None:
+    rng = np.random.default_rng(4)
+    slo, begin = np.array([1000, 2000, 3000]), 500
+    counter = Counter(slo.tolist(), begin, [10, 0, 100])
+    latencies: list[list[int]] = [[], [], []]
+    for _ in range(20):
+        model, size = rng.integers(0, 3, 40), rng.integers(1, 12, 40)
+        answered = 5000 + rng.integers(0, 1000, 40)
+        latency = rng.integers(0, 5000, int(size.sum()))
+        arrived = np.repeat(answered, size) - latency
+        counter.answer(model, size, answered, arrived + np.repeat(slo[model], size))
+        for of, ns, at in zip(np.repeat(model, size), latency, arrived, strict=True):
+            if at >= begin:
+                latencies[of].append(int(ns))
+    tally = counter.tally()
+    shares = [10.0, 50.0, 99.0]
+    whole, models = tally.percentiles(shares)
+    for mine, found in zip([list(chain(*latencies)), *latencies], [whole, *models], strict=True):
+        assert found == [sorted(mine)[math.ceil(share / 100 * (len(mine) - 1))] for share in shares]
+    assert tally.late.tolist() == [sum(ns > slo[m] for ns in latencies[m]) for m in range(3)]
+    assert (tally.good + tally.late).tolist() == [len(mine) for mine in latencies]
 
 
 def test_batches_by_model() -> None:
