@@ -254,7 +254,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--gpus", type=int, default=750, help="emulated GPUs, all shards")
     parser.add_argument("--shards", type=int, default=1, help="scheduler processes")
     parser.add_argument("--seconds", type=float, default=10.0, help="measured time, after a warm-up of 3 s")
-    parser.add_argument("--submit-size", type=int, default=128, help="requests in a submit message")
+    parser.add_argument(
+        "--submit-size", type=int, default=256, help="requests in a submit message; clients send 256 at most"
+    )
     parser.add_argument("--models", type=int, default=MODELS, help="models, all of the same profile")
     parser.add_argument("--generators", type=int, default=1, help="load generator processes")
     parser.add_argument(
