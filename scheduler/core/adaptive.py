@@ -190,7 +190,7 @@ class Tuner:
         self.plan, self.row = plan, self.next_row
         if self.scene is None or not scene.like(self.scene):
             self.scene = scene
-            self.rehearsal = Rehearsal(len(RULES), self.stand)
+            self.rehearsal = Rehearsal(len(RULES), self.stand, int(mean * 1e9))
 
     def stand(self, rule: int) -> Stand:
         """A rule's stand in the present scene."""

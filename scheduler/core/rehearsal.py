@@ -42,6 +42,10 @@ SURE: Final = 1.0
 """Standard errors by which a rule must have lost less than the present one to replace it."""
 WORTH: Final = 0.0005
 """And the share of the requests by which it must."""
+FEW: Final = 4.0
+"""So many pieces are few: with n of them the standard error counts √(1 + FEW/n) times."""
+WHOLE: Final = 4.0
+"""Mean latency budgets that make a whole piece; shorter ones count as a part of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,26 +212,28 @@ class Losses:
         self.bad = np.zeros(rules)
         self.squares = np.zeros((rules, rules))
         self.offered = 0.0
+        self.pieces = 0.0
         self.chosen = 0
 
-    def add(self, bad: npt.NDArray[np.float64], offered: int, seconds: float) -> None:
-        """One piece of arrivals that all have rehearsed."""
+    def add(self, bad: npt.NDArray[np.float64], offered: int, seconds: float, whole: float = 1.0) -> None:
+        """One piece of arrivals that all have rehearsed, or so much of a ``whole`` one."""
         kept = max(0.0, 1.0 - seconds / MEMORY_S)
         self.bad = kept * self.bad + bad
         self.squares = kept * self.squares + np.outer(bad, bad)
         self.offered = kept * self.offered + offered
+        self.pieces = kept * self.pieces + whole
         self.chosen = self._choose()
 
     def _choose(self) -> int:
         """Another rule if it lost clearly less, an earlier one if it lost no more.
 
         Clearly: by :data:`SURE` standard errors of the sum of the differences, piece by piece, and by
-        :data:`WORTH` of the requests.
+        :data:`WORTH` of the requests. Two pieces that happen to agree have a small error: few are no proof.
         """
         now = self.chosen
         more = self.bad[now] - self.bad
         own = np.diag(self.squares)
-        error = np.sqrt(np.maximum(own + own[now] - 2 * self.squares[now], 0.0))
+        error = np.sqrt(np.maximum(own + own[now] - 2 * self.squares[now], 0.0) * (1.0 + FEW / self.pieces))
         if (more > np.maximum(SURE * error, WORTH * self.offered)).any():
             return int(np.argmin(self.bad))
         return int(np.flatnonzero(more[: now + 1] >= 0.0)[0])
@@ -236,11 +242,14 @@ class Losses:
 class Rehearsal:
     """All rules' stands for one scene, and the pieces of arrivals that they have not played yet.
 
-    A step is one rule's next few requests of the first piece, so that no step takes long.
+    A step is one rule's next few requests of the first piece, so that no step takes long. The cores begin
+    empty, so pieces that begin within the first ``budget_ns`` (a mean latency budget) do not count.
     """
 
-    def __init__(self, rules: int, make: Callable[[int], Stand]) -> None:
+    def __init__(self, rules: int, make: Callable[[int], Stand], budget_ns: int = 0) -> None:
         self.make = make
+        self.budget_ns = budget_ns
+        self.played = 0
         self.stands: list[Stand | None] = [None] * rules
         self.pieces: list[Piece] = []
         self.turn = 0
@@ -270,7 +279,10 @@ class Rehearsal:
         self.place = 0
         self.turn += 1
         if self.turn == len(self.stands):
-            losses.add(self.bad, len(piece.at), piece.seconds)
+            if self.played >= self.budget_ns:
+                whole = min(1.0, piece.span / max(1.0, WHOLE * self.budget_ns))
+                losses.add(self.bad, len(piece.at), piece.seconds, whole)
+            self.played += piece.span
             self.bad = np.zeros(len(self.stands))
             self.turn = 0
             self.pieces.pop(0)

@@ -8,7 +8,7 @@ from rig import MS, linear
 from scheduler.core.limits import NEVER, SAMPLE_NS, TAPE
 from scheduler.core.plans import Load, make_plan
 from scheduler.core.recording import FREE, Columns, Dispersion, History, Piece, Recorder
-from scheduler.core.rehearsal import BUILT, Lengths, Losses, Rehearsal, Scene, Stand
+from scheduler.core.rehearsal import BUILT, WHOLE, Lengths, Losses, Rehearsal, Scene, Stand
 from scheduler.core.rules import RULES, Follower
 
 
@@ -89,6 +89,36 @@ def test_losses_by_chance_choose_nobody() -> None:
     losses.add(np.array([0.0, 20.0]), 1000, 0.2)
     losses.add(np.array([21.0, 0.0]), 1000, 0.2)
     assert losses.chosen == 0
+
+
+def test_two_pieces_that_agree_are_too_few() -> None:
+    losses = Losses(2)
+    for _ in range(2):
+        losses.add(np.array([20.0, 0.0]), 1000, 0.2)
+    assert losses.chosen == 0
+    losses.add(np.array([20.0, 0.0]), 1000, 0.2)
+    assert losses.chosen == 1
+
+
+def test_short_pieces_count_less() -> None:
+    losses = Losses(2)
+    for _ in range(5):
+        losses.add(np.array([20.0, 0.0]), 1000, 0.02, 0.1)
+    assert losses.chosen == 0
+    for _ in range(5):
+        losses.add(np.array([20.0, 0.0]), 1000, 0.02, 0.1)
+    assert losses.chosen == 1
+
+
+def test_what_is_rehearsed_on_empty_cores_does_not_count() -> None:
+    losses = Losses(1)
+    rehearsal = Rehearsal(1, lambda rule: Stand(scene(), Always(1), Lengths().ppm), 20 * MS)
+    for _ in range(3):
+        rehearsal.record(piece(1, 2, 3, span_ms=15))
+    while rehearsal.pieces:
+        rehearsal.step(losses)
+    assert losses.offered == 3
+    assert losses.pieces == 15 / (WHOLE * 20)
 
 
 def test_an_earlier_rule_is_taken_back_when_it_is_no_worse() -> None:
