@@ -188,13 +188,17 @@ def drop_target(load: Load, fluid: Floats) -> Generator[int, None, Ints]:
 
 
 def usual_target(load: Load) -> Ints:
-    """The target of the other policies: the largest b with l(b) + b·data + b/rate ≤ budget, at least 1."""
+    """The target of the other policies: the largest b with l(b) + b·data + b/rate ≤ budget, at least 1.
+
+    Theirs takes no account of margins.
+    """
     gap = 1.0 / load.rate + load.data
+    budget = load.budget + load.margin
     low = np.ones_like(load.at)
     high = load.most.copy()
     while (low < high).any():
         middle = (low + high + 1) // 2
-        fits = load.latency(middle) + middle * gap <= load.budget
+        fits = load.latency(middle) + middle * gap <= budget
         low = np.where(fits, middle, low)
         high = np.where(fits, high, middle - 1)
         high = np.maximum(low, high)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from streams import Stream, random_settings
 from scheduler.core.adaptive import FIRST_NS
 from scheduler.core.limits import NEVER
 from scheduler.core.machine import Core
-from scheduler.core.plans import Load, finish, fluid_batch, make_plan, saturation
+from scheduler.core.plans import Load, finish, fluid_batch, make_plan, saturation, usual_target
 from scheduler.core.policies import make_policy
 from scheduler.core.rules import RULES, Idle, planned_early, pressure, thresholds
 
@@ -70,6 +71,19 @@ def test_the_sustaining_batch_grows_with_the_load() -> None:
     assert sizes == sorted(sizes)
     assert sizes[0] == 1
     assert sizes[-1] == make_plan(load([6000.0], 8)).full[0]
+
+
+def test_the_usual_target_is_that_of_the_other_policies() -> None:
+    """Whatever the margin: they take no account of it."""
+    core = Core("deferred", margin_ns=4 * MS)
+    core.add_model(0, 30 * MS, 64)
+    core.set_profile(0, 0, 0, linear(ALPHA, BETA, 64))
+    core.add_gpu(0, 0)
+    for key in range(1, 401):
+        core.arrive(key * MS, 0, (key + 30) * MS, key)
+    one = load([1000.0], 1, 26.0)  # what the margin leaves of 30 ms
+    assert usual_target(replace(one, margin=0.004)).tolist() == [core.lane_target[0]]
+    assert usual_target(one)[0] < core.lane_target[0]
 
 
 def test_bursts_ask_for_batches_that_are_worth_their_fixed_time() -> None:
