@@ -7,8 +7,8 @@ for the code that it was made with. ``python -m simulator.grid report FILE LINES
 say: ratios to the best of the others and to the fluid ideal, the worst cells by name.
 
 To keep it affordable, a cell lasts as many virtual seconds as give ``requests`` arrivals at the fluid
-ideal (within ``seconds``), and a policy that stays 5 % behind the cell's best is found to 2 % only
-(others to 0.3 %).
+ideal (within ``seconds``), and a policy that stays 10 % behind the cell's best is found to 2 % only
+(others at steps of 1 % around it).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ REACH = 7
 """So many steps below and above its limit a policy that is not behind is run at every rate."""
 LOWEST = 0.01
 """Shares of the fluid ideal below this count as nothing."""
-BEHIND = 0.95
+BEHIND = 0.9
 """A policy below this share of the cell's best is found to ``COARSE`` only."""
 
 
