@@ -21,8 +21,9 @@ SUBMITS_PER_TURN: Final = 1_000
 SUBMIT_BYTES_PER_TURN: Final = 1_600_000
 """Messages, or bytes of them (some 75,000 requests), that are read before the shard acts: with a backlog,
 answers must not wait for all of it."""
-BACKLOG_SHARE: Final = 4
-"""With a backlog, what has waited for its objective divided by this is refused."""
+BACKLOG_PERCENT: Final = 40
+"""With a backlog, what has waited for so much of its objective is refused. Less lets a pause of the machine
+become thousands of refusals of what smaller batches still serve; more lets results be late."""
 
 
 class Intake:
@@ -88,14 +89,14 @@ class Intake:
         return requests
 
     def _shed(self, now: int, requests: wire.Submitted) -> wire.Submitted:
-        """With a backlog on the link, refuse what has waited for a quarter of its objective.
+        """With a backlog on the link, refuse what has waited for two fifths of its objective.
 
         Served in the order of arrival, a backlog makes every request late: the shard would work for
         nothing as long as more is offered than it takes. What is left here still makes large batches. While
         most is refused the link is read on at once, until what comes is young again.
         """
         slo = self._table.slo_ns
-        due = now + slo - slo // BACKLOG_SHARE
+        due = now + slo - slo * BACKLOG_PERCENT // 100
         requests, old = self._reader.split(requests, due, now, self._stats.refused(slo.size))
         if old.size:
             self._faults.count("submit-backlog", f"{old.size} of {old.size + requests.key.size}", old.size)

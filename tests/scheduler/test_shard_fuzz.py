@@ -200,14 +200,14 @@ def test_a_key_that_is_still_queued_is_no_second_request() -> None:
         assert sum(w.shard.shard.core.queued_by_model(1)) == 0
 
 
-def test_with_a_backlog_what_has_waited_for_a_quarter_of_its_objective_is_refused(
+def test_with_a_backlog_what_has_waited_for_two_fifths_of_its_objective_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("scheduler.intake.SUBMITS_PER_TURN", 1)  # every message is a backlog
     with world() as w:
         worker, front = w.worker("worker", [spec("m", slo_ms=60_000)]), w.frontend()
-        old = front.submit(w.shard, [0, 0, 0], due_ns=44 * S, priority=[0, 1, 2])
-        young = front.submit(w.shard, [0, 0], due_ns=59 * S)
+        old = front.submit(w.shard, [0, 0, 0], due_ns=35 * S, priority=[0, 1, 2])
+        young = front.submit(w.shard, [0, 0], due_ns=37 * S)
         (unknown,) = front.submit(w.shard, [77], due_ns=S)
         w.until(lambda: len(front.told) == 4 and worker.keys == young)
         assert front.told == {**dict.fromkeys(old, Status.OVERLOADED), unknown: Status.UNKNOWN_MODEL}
