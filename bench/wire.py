@@ -49,10 +49,11 @@ def config(
     models: int = MODELS,
     loop: dict[str, int] | None = None,
     latencies: dict[str, int] | None = None,
+    policy: str = "deferred",
 ) -> str:
     """The cluster: model i belongs to shard i modulo ``shards``, each shard has its part of the GPUs.
 
-    ``loop`` and ``latencies``: of the section ``scheduler``, by name.
+    ``loop`` and ``latencies``: of the section ``scheduler``, by name. ``policy``: the shards'.
     """
     profile = {"alpha_ms": ALPHA_MS, "beta_ms": BETA_MS}
     common = {"slo_ms": SLO_MS, "max_batch": MAX_BATCH, "loader": "emulated", "profile": profile}
@@ -72,6 +73,7 @@ def config(
             "scheduler": {
                 "shards": shards,
                 "max_queue": 1_000_000,
+                "policy": policy,
                 **(LOOP_US if loop is None else loop),
                 **(LATENCIES_US if latencies is None else latencies),
             },
@@ -159,7 +161,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
     latencies = {name: getattr(options, name) for name in LATENCIES_US}
     loop = {name: getattr(options, name) for name in LOOP_US}
-    with running(config(options.gpus, options.shards, options.models, loop, latencies)) as cluster:
+    cluster_file = config(options.gpus, options.shards, options.models, loop, latencies, options.policy)
+    with running(cluster_file) as cluster:
         found["start_s"] = round(time.monotonic() - began, 1)
         load = Load(cluster, options)
         try:
@@ -258,6 +261,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--submit-size", type=int, default=256, help="requests in a submit message; clients send 256 at most"
     )
     parser.add_argument("--models", type=int, default=MODELS, help="models, all of the same profile")
+    parser.add_argument("--policy", default="deferred", help="the shards' policy")
     parser.add_argument("--generators", type=int, default=1, help="load generator processes")
     parser.add_argument(
         "--spin-us", type=int, default=LOOP_US["spin_us"], help="the shards' spin setting, µs"

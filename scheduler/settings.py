@@ -18,7 +18,7 @@ class Settings:
     subscribe: str
     host: str = "127.0.0.1"
     insecure: bool = False
-    policy: str = "deferred"
+    policy: str = "adaptive"
     control_ns: int = 300_000
     data_ns: int = 20_000
     result_ns: int = 2_000_000

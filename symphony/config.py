@@ -33,7 +33,7 @@ PolicyName = Annotated[
     ),
 ]
 """``timeout:MS`` or ``timeout:MS:SIZE``: after a fixed wait, or at a preferred batch size. ``adaptive:DIAL``:
-from 0, lowest latency, to 1, fewest GPUs; 0 if it is left out."""
+from 0, lowest latency, to 1, fewest GPUs; if it is left out, 1 under an autoscaler and else 0."""
 POLICIES: Final = "deferred, eager, target, latest, timeout:MS[:SIZE] or adaptive[:DIAL]"
 
 SECTIONS: Final = ("cluster", "broker", "scheduler", "autoscale", "epoch")
@@ -102,7 +102,7 @@ class SchedulerConfig(_Section):
     """Shards and what each assumes of the network; times in microseconds."""
 
     shards: Annotated[int, Field(ge=1, le=1_000)] = 1
-    policy: PolicyName = "deferred"
+    policy: PolicyName = "adaptive"
     control_latency_us: Micros = 300
     data_latency_us: Micros = 20
     result_latency_us: Micros = 2_000
@@ -177,6 +177,14 @@ class Config(_Section):
         """How the cluster is planned; None: it is not, which is the default for one shard."""
         given = self.epoch or (EpochConfig() if self.scheduler.shards > 1 else None)
         return given if given is not None and given.seconds > 0 else None
+
+    def policy(self, asked: str | None = None) -> str:
+        """The shards' policy, or ``asked`` instead; ``adaptive`` gets its dial if an autoscaler is at work.
+
+        An autoscaler gives up the GPUs that are idle, and on the way to the lowest latency none is.
+        """
+        chosen = asked or self.scheduler.policy
+        return "adaptive:1" if chosen == "adaptive" and self.autoscale.actuator != "none" else chosen
 
     @property
     def shard_ids(self) -> list[str]:

@@ -33,7 +33,7 @@ def _name(_context: click.Context, _parameter: click.Parameter, value: str) -> s
 @click.option(
     "--policy",
     metavar="POLICY",
-    help=f"When a batch is ready: {POLICIES}.  [default: the file's, else deferred]",
+    help=f"When a batch is ready: {POLICIES}.  [default: the file's, else adaptive]",
 )
 @click.option(
     "--spin-us",
@@ -72,7 +72,7 @@ def command(
     config = load_config(path)
     be_prompt()  # before there are sockets, whose threads inherit it
     s = config.scheduler
-    chosen = policy or s.policy
+    chosen = config.policy(policy)
     try:
         make_policy(chosen)
     except ValueError as error:

@@ -38,7 +38,7 @@ _S: Final = 1_000_000_000
 @click.option(
     "--policy",
     metavar="POLICY",
-    help=f"When a batch is ready: {POLICIES}.  [default: the file's, else deferred]",
+    help=f"When a batch is ready: {POLICIES}.  [default: the file's, else adaptive]",
 )
 def command(path: Path | None, port: int | None, policy: str | None) -> None:
     """Start a whole cluster on this machine and keep it running.

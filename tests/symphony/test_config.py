@@ -89,6 +89,17 @@ def test_policies(policy: str) -> None:
     assert load_config(None, {"SYMPHONY_SCHEDULER_POLICY": policy}).scheduler.policy == policy
 
 
+def test_adaptive_keeps_to_few_gpus_where_an_autoscaler_gives_up_idle_ones(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text("autoscale: {actuator: local}")
+    config = load_config(file, {})
+    assert config.policy() == "adaptive:1"
+    assert config.policy("adaptive:0") == "adaptive:0"
+    assert config.policy("eager") == "eager"
+    assert load_config(None, {}).policy() == "adaptive"
+    assert load_config(None, {"SYMPHONY_SCHEDULER_POLICY": "deferred"}).policy() == "deferred"
+
+
 def test_every_policy_of_the_core_can_be_configured_and_no_other() -> None:
     from scheduler.core.policies import make_policy
 
