@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -395,7 +396,5 @@ class Worker:
 
 def stop_on_signals(stop: Callable[[], None]) -> None:
     """SIGTERM and SIGINT call ``stop``; from the main thread only."""
-    import signal
-
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop())
