@@ -239,7 +239,9 @@ def planning(load: Load, dial: float = 0.0) -> Steps:
     one = load.latency(np.ones_like(full))
     second = np.minimum(np.maximum(full, 2), load.most)
     slope = (load.latency(second) - one) / np.maximum(second - 1, 1)
-    spread = SPREAD * (POOLED + (1.0 - POOLED) * min(1.0, 8.0 / load.gpus))
+    # Bursts take many GPUs at once: as many are as good as so many fewer under Poisson arrivals.
+    pool = load.gpus / max(1.0, load.dispersion)
+    spread = SPREAD * (POOLED + (1.0 - POOLED) * min(1.0, 8.0 / pool))
     waits = (share > spread) & (one >= 2.0 * slope)
     if float(share[waits].sum()) < MAJORITY * float(share.sum()):
         waits = np.zeros_like(waits)

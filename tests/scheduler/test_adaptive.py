@@ -62,6 +62,13 @@ def test_a_model_over_many_gpus_waits_and_many_models_on_few_do_not() -> None:
     assert not make_plan(load([2000.0] + [100.0] * 40, 8)).waits.any()
 
 
+def test_among_many_gpus_a_model_waits_for_one_of_its_own_unless_requests_come_in_bursts() -> None:
+    rates = [600.0] * 64
+    assert make_plan(load(rates, 64)).waits.all()
+    assert not make_plan(load(rates, 64, dispersion=8.0)).waits.any()
+    assert make_plan(load([6000.0] * 8, 64, dispersion=8.0)).waits.all()  # eight GPUs each
+
+
 def test_no_gain_from_batches_no_waiting() -> None:
     assert not make_plan(load([500.0], 8, 100.0, line=(10.0, 1.0))).waits.any()
 
