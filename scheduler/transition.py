@@ -306,9 +306,9 @@ class _Step:
         counts: dict[tuple[str, str], int] = {}
         alike: dict[tuple[Use, Models], int] = {}
         for gpu, use in uses.items():
-            if use.active and self.facts.owner.get(gpu) == use.shard:
-                what = use, self.facts.gpus[gpu].holds
-                alike[what] = alike.get(what, 0) + 1
+            there = self.facts.gpus.get(gpu)  # its shard may not know yet that it has gone
+            if there is not None and use.active and self.facts.owner.get(gpu) == use.shard:
+                alike[use, there.holds] = alike.get((use, there.holds), 0) + 1
         for (use, holds), count in alike.items():
             for model in use.models & holds & self.facts.takes.get(use.shard, frozenset()):
                 counts[use.shard, model] = counts.get((use.shard, model), 0) + count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,7 +43,7 @@ class World:
     def facts(self) -> Facts:
         takes: dict[str, set[str]] = {shard: set() for shard in self.adopted}
         for gpu, shard in self.owner.items():
-            takes[shard] |= self.holds[gpu]
+            takes[shard] |= self.holds.get(gpu, frozenset())
         return Facts(
             gpus={gpu: Gpu("t", self.memory_mb, holds) for gpu, holds in self.holds.items()},
             owner=dict(self.owner),
@@ -105,6 +105,18 @@ def run(world: World, ticks: int = 400) -> None:
         if world.transition.settled(world.plan, world.target, world.facts()):
             return
     raise AssertionError(f"not settled: {world.plan}, wanted {world.target}")
+
+
+def test_a_gpu_that_has_gone_before_its_shard_knows_serves_nothing() -> None:
+    plan = plan_of({0: ("s0", "a"), 1: ("s1", "b")}, {"a": {"s0": 1.0}, "b": {"s1": 1.0}})
+    target = Target({0: "s0"}, {"s0": frozenset("ab")}, {"a": {"s0": 1.0}, "b": {"s0": 1.0}})
+    world = World(plan, target, random.Random(1))
+    del world.holds[1]  # its worker has died; s1 still says that it uses it
+    facts = replace(world.facts(), takes={"s0": frozenset("a"), "s1": frozenset("b")})
+    assert facts.owner[1] == "s1"
+    after = world.transition.step(S, plan, target, facts)
+    assert after is not None
+    assert uses_of(ClusterPlan(stamp=plan.stamp, groups=after[0], routes=after[1])).keys() == {0}
 
 
 def test_a_gpu_and_a_model_move_without_a_gap() -> None:
