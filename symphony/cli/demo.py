@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 AT_ONCE: Final = 16
 DEADLINES_MS: Final = (500.0, 700.0, 1_000.0, 1_000.0, 1_500.0, 1_500.0, 2_000.0, 2_000.0, 3_000.0, 5_000.0)
 GRACE_MS: Final = 2_000.0
+LEASE_MS: Final = 10_000
+"""On a machine that is busy otherwise, real models keep a worker silent for seconds; if it is taken for dead,
+its batches would be run a second time."""
 """How much later than its deadline an answer may be before it counts as none: generous, since this
 machine does everything at once."""
 QUERY: Final = "The musicians got ready for the concert."
@@ -123,7 +126,12 @@ def write_config(path: Path, device: str) -> Config:
         registry, publish, subscribe = (sock.getsockname()[1] for sock in held)
     content = {
         "cluster": {"name": "demo"},
-        "broker": {"registry_port": registry, "publish_port": publish, "subscribe_port": subscribe},
+        "broker": {
+            "registry_port": registry,
+            "publish_port": publish,
+            "subscribe_port": subscribe,
+            "lease_ms": LEASE_MS,
+        },
         "scheduler": {"shards": 2},
         "workers": [
             {"id": "device", "device": device, "shard": "shard-0", "models": ["minilm", "crepe-tiny"]},

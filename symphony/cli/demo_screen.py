@@ -108,9 +108,8 @@ def _legend(report: LoadReport) -> Iterator[str]:
     yield "batch     mean batch size"
     gpus = ", ".join(f"{name} {model.gpus}" for name, model in report.models.items())
     yield f"busy      share of the time in which its GPUs ran it ({gpus})"
-    yield "Latencies come close to the deadline on purpose: Symphony sends a batch when"
-    yield "waiting longer could not let it grow any more, so that batches are large and"
-    yield "GPUs that are not needed stay idle."
+    yield "While GPUs have time, batches leave early and are small; under more load they wait,"
+    yield "so that they are large, and leave when waiting longer could not let them grow."
     if report.generator.get("behind"):
         yield (
             "[yellow]The load generator could not keep up on this machine (p99 "
