@@ -77,6 +77,8 @@ def test_a_model_that_comes_later_is_found(cluster: FakeCluster) -> None:
     try:
         shard.announce(["plain", "", "upper"])
         cluster.shards[0].leave()
+        # Before the first snapshot nobody is there, and the model's words come before the shard's record.
+        wait_until(lambda: "shard-1" in engine.members and "upper" in engine.members["shard-1"].models)
         wait_until(lambda: "shard-0" not in engine.members)
         assert engine.wait_for_model("upper", 10).inputs[0].name == "text"
         engine.submit_raw("upper", {"text": "a"}, on_done=done)
