@@ -27,6 +27,7 @@ MAX_REQUESTS: Final = 65_536
 HEAD_BYTES: Final = 4_096
 """Of a message of columns, looked at first for the fields before them."""
 SMALL_COLUMN: Final = 16_384
+"""Bytes; larger columns are views of the message, smaller ones copies, whose entries are aligned."""
 LONGEST_KEPT: Final = 65_536
 """Bytes of a message's beginning that are remembered for the next."""
 
